@@ -1,0 +1,1 @@
+"""Text and token ids: corpora, vocabularies, passages, queries and answers."""

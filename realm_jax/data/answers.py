@@ -1,0 +1,71 @@
+"""Answers to questions: normalisation, matching and scores, by the official rules."""
+
+from __future__ import annotations
+
+import collections
+import re
+import string
+import unicodedata
+from collections.abc import Sequence
+
+_ARTICLES = re.compile(r"\b(a|an|the)\b")
+_PUNCTUATION = frozenset(string.punctuation)
+
+
+def normalize_answer(text: str) -> str:
+  """NFD, lower case, without ASCII punctuation and articles, single spaces: the official open-QA rule.
+
+  Accents are split off but kept, as in Google's `normalize_answer`.
+  """
+  text = unicodedata.normalize("NFD", text).lower()
+  text = "".join(c for c in text if c not in _PUNCTUATION)
+  return " ".join(_ARTICLES.sub(" ", text).split())
+
+
+def exact_match(prediction: str, answers: Sequence[str]) -> bool:
+  return any(normalize_answer(prediction) == normalize_answer(answer) for answer in answers)
+
+
+def regex_match(prediction: str, patterns: Sequence[str]) -> bool:
+  """CuratedTREC's rule: a pattern matches at the start of the prediction. An invalid pattern matches nothing."""
+  return any(_search_start(pattern, prediction) for pattern in patterns)
+
+
+def f1_score(prediction: str, answers: Sequence[str]) -> float:
+  """Best harmonic mean of word precision and recall over the answers (SQuAD's F1)."""
+  return max((_f1(normalize_answer(prediction).split(), normalize_answer(a).split()) for a in answers), default=0.0)
+
+
+def _f1(prediction: list[str], answer: list[str]) -> float:
+  if not prediction or not answer:
+    return float(prediction == answer)
+  common = sum((collections.Counter(prediction) & collections.Counter(answer)).values())
+  return 2 * common / (len(prediction) + len(answer))
+
+
+def matchable(text: str) -> str:
+  """Lower-cased words without accents, between single spaces, one at both ends: " x " in it finds whole words."""
+  text = "".join(c for c in unicodedata.normalize("NFD", text.lower()) if unicodedata.category(c) != "Mn")
+  return " " + " ".join(re.findall(r"\w+", text)) + " "
+
+
+def has_answer(text: str, answers: Sequence[str], *, regex: bool = False) -> bool:
+  """Whether a passage holds an answer: as whole words without case and accents, or as a regular expression."""
+  if regex:
+    return any(_search(pattern, text) for pattern in answers)
+  words = matchable(text)
+  return any(a != "  " and a in words for a in map(matchable, answers))
+
+
+def _search(pattern: str, text: str) -> bool:
+  try:
+    return re.search(pattern, text, re.IGNORECASE | re.UNICODE | re.MULTILINE) is not None
+  except re.error:
+    return False
+
+
+def _search_start(pattern: str, text: str) -> bool:
+  try:
+    return re.match(pattern, text, re.IGNORECASE | re.UNICODE | re.MULTILINE) is not None
+  except re.error:
+    return False

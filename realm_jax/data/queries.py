@@ -1,0 +1,167 @@
+"""Draws queries of the three kinds: sentences (ICT), masked sentences (pre-training) and questions (fine-tuning)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import numpy as np
+
+from realm_jax.batch import NO_PASSAGE, QueryBatch
+from realm_jax.data.draws import shuffled, uniform
+from realm_jax.data.packing import Tokens, pack
+from realm_jax.data.passages import PassageStore
+from realm_jax.data.questions import Question
+from realm_jax.data.vocabulary import Vocabulary
+
+
+class QuerySource(Protocol):
+  """Endless examples by number: the same number gives the same query, whatever was drawn before."""
+
+  def draw(self, number_B: np.ndarray) -> QueryBatch: ...
+
+
+class SentenceSource:
+  """Inverse cloze task: a random sentence of a passage; the passage is its positive (section 3.4 of Guu et al. 2020)."""
+
+  def __init__(self, store: PassageStore, *, seed: int, query_length: int, max_masks: int, removal_rate: float = 0.9):
+    """removal_rate is the share of queries whose sentence is removed from the passage (0.9 in ORQA)."""
+    self._store, self._vocabulary = store, store.vocabulary()
+    self._seed, self._query_length, self._max_masks, self._removal_rate = seed, query_length, max_masks, removal_rate
+    num_sentences_N = np.diff(store.sentence_offset.astype(np.int64))
+    self._passage_id = np.nonzero(num_sentences_N > 1)[0]
+    if len(self._passage_id) == 0:
+      raise ValueError(f"no passage of {store.path} has two sentences; ICT needs passages of several sentences")
+
+  def draw(self, number_B: np.ndarray) -> QueryBatch:
+    passage_id_B = self._passage_id[shuffled(self._seed, number_B, len(self._passage_id))]
+    begin_B = self._store.sentence_offset[passage_id_B].astype(np.int64)
+    num_sentences_B = self._store.sentence_offset[passage_id_B + 1].astype(np.int64) - begin_B
+    sentence_B = (uniform(self._seed, 1, number_B) * num_sentences_B).astype(np.int64)
+    sentence_B2 = _sentence_range(self._store, passage_id_B, sentence_B)
+    return _make_batch(
+        _body_range(self._store, passage_id_B, sentence_B2),
+        self._query_length,
+        self._max_masks,
+        self._vocabulary,
+        passage_id_B=passage_id_B,
+        sentence_B2=sentence_B2,
+        sentence_is_removed_B=uniform(self._seed, 2, number_B) < self._removal_rate,
+    )
+
+
+class MaskedSentenceSource:
+  """A sentence with one salient span masked (section 3.4 of Guu et al. 2020; rules in `masked_spans`)."""
+
+  def __init__(self, store: PassageStore, *, seed: int, query_length: int, max_masks: int):
+    self._store, self._vocabulary = store, store.vocabulary()
+    self._seed, self._query_length, self._max_masks = seed, query_length, max_masks
+    self._span, span_offset = maskable_spans(store, query_length)
+    num_spans_N = np.diff(span_offset)
+    self._passage_id = np.nonzero(num_spans_N)[0]
+    self._begin, self._num_spans = span_offset[:-1][self._passage_id], num_spans_N[self._passage_id]
+    if len(self._passage_id) == 0:
+      raise ValueError(
+          f"{store.path} has no salient span within the first {query_length - 2} tokens of a sentence; "
+          "build the corpus with --tagger=rules or spacy"
+      )
+
+  def draw(self, number_B: np.ndarray) -> QueryBatch:
+    row_B = shuffled(self._seed, number_B, len(self._passage_id))
+    passage_id_B = self._passage_id[row_B]
+    span_B = self._begin[row_B] + (uniform(self._seed, 1, number_B) * self._num_spans[row_B]).astype(np.int64)
+    first_B, end_B, sentence_B = self._span[span_B].T
+    sentence_B2 = _sentence_range(self._store, passage_id_B, sentence_B)
+    batch = _make_batch(
+        _body_range(self._store, passage_id_B, sentence_B2),
+        self._query_length,
+        self._max_masks,
+        self._vocabulary,
+        passage_id_B=passage_id_B,
+        sentence_B2=sentence_B2,
+    )
+    # + 1 for [CLS].
+    return mask_span(batch, first_B - sentence_B2[:, 0] + 1, end_B - sentence_B2[:, 0] + 1, self._vocabulary.mask_id)
+
+
+class QuestionSource:
+  """Questions in an order of their own each epoch."""
+
+  def __init__(
+      self, questions: Sequence[Question], vocabulary: Vocabulary, *, seed: int, query_length: int, max_masks: int
+  ):
+    self._seed, self._query_length, self._max_masks, self._vocabulary = seed, query_length, max_masks, vocabulary
+    self._tokens = text_tokens([q.question for q in questions], vocabulary)
+
+  def draw(self, number_B: np.ndarray) -> QueryBatch:
+    row_B = shuffled(self._seed, number_B, len(self._tokens.num_tokens_R))
+    tokens = Tokens(*(x[row_B] for x in self._tokens))
+    return _make_batch(tokens, self._query_length, self._max_masks, self._vocabulary, question_id_B=row_B)
+
+
+def text_tokens(texts: Sequence[str], vocabulary: Vocabulary) -> Tokens:
+  """Texts as rows of tokens."""
+  encodings = vocabulary.encode(texts)
+  num_tokens = np.array([len(e.token_id) for e in encodings], np.int64)
+  token_id = np.zeros((len(texts), max(1, num_tokens.max(initial=0))), np.int32)
+  for row, encoding in zip(token_id, encodings):
+    row[: len(encoding.token_id)] = encoding.token_id
+  return Tokens(token_id, np.zeros_like(num_tokens), num_tokens)
+
+
+def maskable_spans(store: PassageStore, query_length: int) -> tuple[np.ndarray, np.ndarray]:
+  """Spans whose last token fits a query ([CLS] before, [SEP] after): [S, 3] first, last + 1, sentence; offsets [N + 1]."""
+  num_spans_N = np.diff(store.span_offset.astype(np.int64))
+  passage_S = np.repeat(np.arange(len(store)), num_spans_N)
+  span = np.asarray(store.span, np.int64)[:, :3]
+  sentence_start = store.sentence_start[store.sentence_offset[passage_S].astype(np.int64) + span[:, 2]].astype(np.int64)
+  fits = span[:, 1] - sentence_start <= query_length - 2
+  offset = np.concatenate([[0], np.cumsum(np.bincount(passage_S[fits], minlength=len(store)))])
+  return span[fits], offset
+
+
+def mask_span(batch: QueryBatch, first_B: np.ndarray, end_B: np.ndarray, mask_id: int) -> QueryBatch:
+  """Replaces positions first to end - 1 by [MASK]; all are masked, the first M are predicted (section 1.5)."""
+  position_BQ = np.arange(batch.token_id_BQ.shape[1])[None, :]
+  is_masked_BQ = (position_BQ >= first_B[:, None]) & (position_BQ < end_B[:, None])
+  position_BM = first_B[:, None] + np.arange(batch.mask_position_BM.shape[1])
+  is_predicted_BM = position_BM < end_B[:, None]
+  position_BM = np.where(is_predicted_BM, position_BM, 0)
+  target_BM = np.take_along_axis(batch.token_id_BQ, position_BM, 1)
+  return batch._replace(
+      token_id_BQ=np.where(is_masked_BQ, np.int32(mask_id), batch.token_id_BQ),
+      mask_position_BM=position_BM.astype(np.int32),
+      mask_target_BM=np.where(is_predicted_BM, target_BM, 0).astype(np.int32),
+      mask_weight_BM=is_predicted_BM.astype(np.float32),
+  )
+
+
+def _sentence_range(store: PassageStore, passage_id_B: np.ndarray, sentence_B: np.ndarray) -> np.ndarray:
+  """First and last + 1 body token of a sentence of each passage, [B, 2]."""
+  row_B = store.sentence_offset[passage_id_B].astype(np.int64) + sentence_B
+  is_last_B = row_B + 1 == store.sentence_offset[passage_id_B + 1].astype(np.int64)
+  next_B = store.sentence_start[np.minimum(row_B + 1, len(store.sentence_start) - 1)]
+  return np.stack([store.sentence_start[row_B], np.where(is_last_B, store.body_length_N[passage_id_B], next_B)], 1).astype(np.int64)
+
+
+def _body_range(store: PassageStore, passage_id_B: np.ndarray, range_B2: np.ndarray) -> Tokens:
+  body = store.body_tokens(passage_id_B)
+  return Tokens(body.token_id_RL, body.start_R + range_B2[:, 0], range_B2[:, 1] - range_B2[:, 0])
+
+
+def _make_batch(tokens: Tokens, query_length: int, max_masks: int, vocabulary: Vocabulary, **fields) -> QueryBatch:
+  """Packs queries; what a kind doesn't have stays 0 or -1."""
+  num_queries = len(tokens.num_tokens_R)
+  packed = pack(tokens, None, query_length, vocabulary)
+  batch = QueryBatch(
+      token_id_BQ=packed.token_id,
+      num_tokens_B=packed.is_token.sum(1).astype(np.int32),
+      passage_id_B=np.full(num_queries, NO_PASSAGE, np.int32),
+      sentence_B2=np.zeros((num_queries, 2), np.int32),
+      sentence_is_removed_B=np.zeros(num_queries, bool),
+      mask_position_BM=np.zeros((num_queries, max_masks), np.int32),
+      mask_target_BM=np.zeros((num_queries, max_masks), np.int32),
+      mask_weight_BM=np.zeros((num_queries, max_masks), np.float32),
+      question_id_B=np.full(num_queries, -1, np.int32),
+  )
+  return batch._replace(**{name: value.astype(getattr(batch, name).dtype) for name, value in fields.items()})

@@ -1,0 +1,99 @@
+"""A WordPiece vocabulary: text to token ids with character offsets."""
+
+from __future__ import annotations
+
+import pathlib
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import tokenizers
+import xxhash
+from tokenizers import models, normalizers, pre_tokenizers, trainers
+
+SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+MAX_SIZE = 2**16  # token ids are stored as uint16
+
+
+class Encoding(NamedTuple):
+  """Token ids of one text, and the characters that each covers."""
+
+  token_id: np.ndarray  # int32 [L]
+  char_range: np.ndarray  # int32 [L, 2], start and end (exclusive) in the text
+
+
+class Vocabulary:
+  """WordPieces and BERT's rules to cut text into them.
+
+  Special tokens are never read from text: a literal "[MASK]" is cut like any other word.
+  """
+
+  def __init__(self, tokens: Sequence[str], *, lowercase: bool):
+    """tokens[i] is the wordpiece with id i.
+
+    Raises:
+      ValueError: special tokens or room for uint16 ids are missing, or a token stands twice.
+    """
+    self.tokens = tuple(tokens)
+    self.lowercase = lowercase
+    id_of = {token: i for i, token in enumerate(self.tokens)}
+    missing = [token for token in SPECIAL_TOKENS if token not in id_of]
+    if missing:
+      raise ValueError(
+          f"the vocabulary of {len(self.tokens)} wordpieces lacks {', '.join(missing)}; "
+          "give a BERT vocab.txt, one wordpiece a line"
+      )
+    if len(self.tokens) > MAX_SIZE:
+      raise ValueError(f"the vocabulary has {len(self.tokens)} wordpieces; at most {MAX_SIZE} fit the store")
+    if len(id_of) != len(self.tokens):
+      twice = next(token for i, token in enumerate(self.tokens) if id_of[token] != i)
+      raise ValueError(f"the vocabulary holds {twice!r} twice; every wordpiece must stand on one line")
+    self.pad_id, self.unk_id, self.cls_id, self.sep_id, self.mask_id = (id_of[t] for t in SPECIAL_TOKENS)
+    self.is_continuation_V = np.array([t.startswith("##") for t in self.tokens])
+    self._tokenizer = tokenizers.Tokenizer(models.WordPiece(id_of, unk_token="[UNK]", max_input_chars_per_word=100))
+    self._tokenizer.normalizer = _normalizer(lowercase)
+    self._tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+
+  def __len__(self) -> int:
+    return len(self.tokens)
+
+  @property
+  def digest(self) -> str:
+    """Names the vocabulary: the same wordpieces in the same order with the same casing."""
+    return xxhash.xxh3_128_hexdigest("\n".join((str(self.lowercase),) + self.tokens).encode())
+
+  def encode(self, texts: Sequence[str]) -> list[Encoding]:
+    return [
+        Encoding(np.array(e.ids, np.int32), np.array(e.offsets, np.int32).reshape(-1, 2))
+        for e in self._tokenizer.encode_batch(list(texts), add_special_tokens=False)
+    ]
+
+  def save(self, path) -> None:
+    pathlib.Path(path).write_text("".join(t + "\n" for t in self.tokens), encoding="utf-8")
+
+  @classmethod
+  def load(cls, path, *, lowercase: bool) -> Vocabulary:
+    path = pathlib.Path(path)
+    if not path.is_file():
+      raise FileNotFoundError(f"no vocabulary at {path}; give a vocab.txt with one wordpiece a line")
+    try:
+      text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+      raise ValueError(f"{path} is not UTF-8 text (byte {error.start}); give a BERT vocab.txt") from error
+    return cls(text.rstrip("\n").split("\n"), lowercase=lowercase)
+
+  @classmethod
+  def train(cls, texts: Iterable[str], *, size: int, lowercase: bool) -> Vocabulary:
+    """Learns at most `size` wordpieces from texts; the same texts give the same vocabulary."""
+    tokenizer = tokenizers.Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    tokenizer.normalizer = _normalizer(lowercase)
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    trainer = trainers.WordPieceTrainer(vocab_size=size, special_tokens=list(SPECIAL_TOKENS), show_progress=False)
+    tokenizer.train_from_iterator(texts, trainer)
+    return cls(sorted(tokenizer.get_vocab(), key=tokenizer.get_vocab().get), lowercase=lowercase)
+
+
+def _normalizer(lowercase: bool) -> normalizers.Normalizer:
+  return normalizers.BertNormalizer(
+      clean_text=True, handle_chinese_chars=True, strip_accents=lowercase, lowercase=lowercase
+  )

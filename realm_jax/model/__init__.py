@@ -1,0 +1,1 @@
+"""Pure Flax maths: encoder, retriever, reader and losses."""

@@ -1,0 +1,107 @@
+"""BERT's encoder and masked-word head (Devlin et al. 2019), of any size."""
+
+from __future__ import annotations
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from realm_jax.batch import Packed
+
+_init = nn.initializers.truncated_normal(0.02)
+
+
+class Bert(nn.Module):
+  """Post-layer-norm transformer encoder with learned positions; GELU in its tanh form, as in the original."""
+
+  vocab_size: int
+  hidden_size: int
+  num_layers: int
+  num_heads: int
+  mlp_size: int
+  max_length: int = 512
+  dropout_rate: float = 0.1
+  layer_norm_epsilon: float = 1e-12
+  dtype: jnp.dtype = jnp.float32
+
+  def setup(self):
+    def embed(size):
+      return nn.Embed(size, self.hidden_size, embedding_init=_init, dtype=self.dtype)
+
+    self.word_embeddings = embed(self.vocab_size)
+    self.position_embeddings = embed(self.max_length)
+    self.token_type_embeddings = embed(2)
+    self.layer_norm = nn.LayerNorm(self.layer_norm_epsilon, dtype=self.dtype)
+    self.dropout = nn.Dropout(self.dropout_rate)
+    self.layers = [
+        Layer(
+            self.num_heads, self.mlp_size, self.dropout_rate, self.layer_norm_epsilon, self.dtype, name=f"layer_{i}"
+        )
+        for i in range(self.num_layers)
+    ]
+    self.pooler = nn.Dense(self.hidden_size, kernel_init=_init, dtype=self.dtype)
+
+  def __call__(self, packed: Packed, *, deterministic: bool = True) -> jax.Array:
+    """Packed [..., L] -> hidden states [..., L, E]."""
+    length = packed.token_id.shape[-1]
+    if length > self.max_length:
+      raise ValueError(f"a sequence of {length} tokens is longer than the model's {self.max_length} positions")
+    x = self.word_embeddings(packed.token_id)
+    x = x + self.position_embeddings(jnp.arange(length)) + self.token_type_embeddings(packed.segment_id)
+    x = self.dropout(self.layer_norm(x), deterministic=deterministic)
+    for layer in self.layers:
+      x = layer(x, packed.is_token, deterministic)
+    return x
+
+  def pool(self, hidden: jax.Array) -> jax.Array:
+    """Hidden states [..., L, E] -> tanh(Dense([CLS])) [..., E]."""
+    return jnp.tanh(self.pooler(hidden[..., 0, :]))
+
+
+class Layer(nn.Module):
+  """Self-attention, then a two-layer perceptron, each added to its input and normalised."""
+
+  num_heads: int
+  mlp_size: int
+  dropout_rate: float
+  layer_norm_epsilon: float
+  dtype: jnp.dtype
+
+  @nn.compact
+  def __call__(self, x: jax.Array, is_token: jax.Array, deterministic: bool) -> jax.Array:
+    def dense(size, name):
+      return nn.Dense(size, kernel_init=_init, dtype=self.dtype, name=name)
+
+    def add_and_normalize(x, y, name):
+      y = nn.Dropout(self.dropout_rate)(y, deterministic=deterministic)
+      return nn.LayerNorm(self.layer_norm_epsilon, dtype=self.dtype, name=name)(x + y)
+
+    hidden_size = x.shape[-1]
+    split = (*x.shape[:-1], self.num_heads, hidden_size // self.num_heads)
+    query, key, value = (dense(hidden_size, name)(x).reshape(split) for name in ("query", "key", "value"))
+    logit = jnp.einsum("...qhd,...khd->...hqk", query, key) / jnp.sqrt(split[-1]).astype(self.dtype)
+    # The softmax in float32; -1e9 and not -inf, so that a row of padding alone gives no NaN.
+    logit = jnp.where(is_token[..., None, None, :], logit.astype(jnp.float32), -1e9)
+    weight = jax.nn.softmax(logit).astype(self.dtype)
+    weight = nn.Dropout(self.dropout_rate)(weight, deterministic=deterministic)
+    context = jnp.einsum("...hqk,...khd->...qhd", weight, value).reshape(x.shape)
+    x = add_and_normalize(x, dense(hidden_size, "attention_output")(context), "attention_layer_norm")
+    hidden = jax.nn.gelu(dense(self.mlp_size, "mlp_in")(x), approximate=True)
+    return add_and_normalize(x, dense(hidden_size, "mlp_out")(hidden), "mlp_layer_norm")
+
+
+class MaskedWordHead(nn.Module):
+  """Hidden states -> log-probabilities over the vocabulary; the last layer is tied to the word embeddings."""
+
+  vocab_size: int
+  layer_norm_epsilon: float = 1e-12
+  dtype: jnp.dtype = jnp.float32
+
+  @nn.compact
+  def __call__(self, hidden: jax.Array, word_embedding_VE: jax.Array) -> jax.Array:
+    """[..., E] -> float32 [..., V]."""
+    x = nn.Dense(hidden.shape[-1], kernel_init=_init, dtype=self.dtype, name="transform")(hidden)
+    x = nn.LayerNorm(self.layer_norm_epsilon, dtype=self.dtype, name="layer_norm")(jax.nn.gelu(x, approximate=True))
+    bias_V = self.param("bias", nn.initializers.zeros, (self.vocab_size,))
+    logit = jnp.einsum("...e,ve->...v", x, word_embedding_VE.astype(self.dtype), preferred_element_type=jnp.float32)
+    return jax.nn.log_softmax(logit + bias_V)

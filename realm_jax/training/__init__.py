@@ -1,0 +1,1 @@
+"""Steps, devices and disks: the one loop that trains every stage."""
