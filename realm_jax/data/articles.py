@@ -76,7 +76,7 @@ def parse_article(line: bytes) -> Article:
     raise BadLine('an "id" that is neither text nor a whole number')
   if not isinstance(title, str) or not isinstance(text, str):
     raise BadLine('a "title" or "text" that is no text')
-  if not text.strip():
+  if not any(c.isprintable() and not c.isspace() for c in text):
     raise BadLine('an empty "text"')
   for value in (str(id_), title, text):
     if _NOT_TEXT.search(value):
@@ -96,7 +96,7 @@ def read_articles(path, *, rejections: Rejections, strict: bool = False) -> Iter
     ValueError: two lines have the same id; the file is cut off or is no text at all; strict and a bad line.
   """
   line_of_id: dict[str, int] = {}
-  for number, line in _numbered_lines(path):
+  for number, line in numbered_lines(path):
     if not line.strip():
       continue
     try:
@@ -116,7 +116,12 @@ def read_articles(path, *, rejections: Rejections, strict: bool = False) -> Iter
     yield article
 
 
-def _numbered_lines(path) -> Iterator[tuple[int, bytes]]:
+def numbered_lines(path) -> Iterator[tuple[int, bytes]]:
+  """Yields the lines of a plain, .gz or .xz file, counted from 1; a longer one than 64 MiB comes cut off.
+
+  Raises:
+    ValueError: the file can't be decompressed.
+  """
   number = 0
   try:
     with open_bytes(path) as file:

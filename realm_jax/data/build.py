@@ -17,8 +17,18 @@ _CHUNK = 512  # articles in memory at once
 
 def train_vocabulary(input_path, *, size: int, lowercase: bool) -> Vocabulary:
   """Learns a vocabulary from titles and texts of a file of articles."""
-  articles = read_articles(input_path, rejections=Rejections())
-  return Vocabulary.train((f"{a.title} {a.text}" for a in articles), size=size, lowercase=lowercase)
+  return Vocabulary.train(_Texts(input_path), size=size, lowercase=lowercase)
+
+
+class _Texts:
+  """Titles and texts of a file, which can be read again and again."""
+
+  def __init__(self, input_path):
+    self._input_path = input_path
+
+  def __iter__(self) -> Iterator[str]:
+    for article in read_articles(self._input_path, rejections=Rejections()):
+      yield f"{article.title} {article.text}"
 
 
 def build_passages(
@@ -61,7 +71,7 @@ def build_passages(
       for passage, spans in zip(passages, salient_spans([p.body for p in passages], tagger)):
         writer.add(passage, spans)
     if writer.num_passages == 0:
-      reasons = rejections.describe() or "the file has no line"
+      reasons = rejections.describe() or ("no text has a wordpiece" if num_read else "the file has no line")
       raise ValueError(f'{input_path} gives an empty corpus: {reasons}; expected {{"id", "title", "text"}} a line')
     result = {
         "num_articles": num_read,

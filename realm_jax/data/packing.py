@@ -53,10 +53,3 @@ def _place(token_id: np.ndarray, source: Tokens, index: np.ndarray, length: np.n
   inside = (index >= 0) & (index < length)
   row, column = np.nonzero(inside)
   token_id[row, column] = source.token_id_RL[row, source.start_R[row] + index[row, column]]
-
-
-def trim(packed: Packed, multiple: int = 32) -> Packed:
-  """Drops the columns at the end in which no row has a token, down to a multiple (few shapes, few compilations)."""
-  used = int(packed.is_token.any(axis=tuple(range(packed.is_token.ndim - 1))).sum())
-  length = min(-(-max(used, 1) // multiple) * multiple, packed.token_id.shape[-1])
-  return Packed(*(x[..., :length] for x in packed))

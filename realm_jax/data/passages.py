@@ -102,7 +102,7 @@ class PassageWriter:
         "vocabulary_size": len(self._vocabulary),
         "lowercase": self._vocabulary.lowercase,
         "vocabulary_digest": self._vocabulary.digest,
-        "content_digest": xxhash.xxh3_128_hexdigest(json.dumps(digest, sort_keys=True)),
+        "content_digest": xxhash.xxh3_128_hexdigest(json.dumps(digest, sort_keys=True).encode()),
         "file_digest": digest,
         **description,
     }
@@ -143,7 +143,10 @@ class PassageStore:
     self.path = pathlib.Path(path)
     if not (self.path / "corpus.json").is_file():
       raise FileNotFoundError(f"no corpus at {self.path} (it has no corpus.json); make one with realm build_corpus")
-    self.description = json.loads((self.path / "corpus.json").read_text(encoding="utf-8"))
+    try:
+      self.description = json.loads((self.path / "corpus.json").read_text(encoding="utf-8"))
+    except ValueError as error:
+      raise ValueError(f"{self.path / 'corpus.json'} is no JSON ({error}): the corpus is damaged; build it again") from None
     if self.description.get("format") != FORMAT:
       raise ValueError(
           f"{self.path} has the format {self.description.get('format')!r}, this version reads {FORMAT!r}; "

@@ -94,7 +94,10 @@ class QuestionSource:
     self._tokens = text_tokens([q.question for q in questions], vocabulary)
 
   def draw(self, number_B: np.ndarray) -> QueryBatch:
-    row_B = shuffled(self._seed, number_B, len(self._tokens.num_tokens_R))
+    return self.rows(shuffled(self._seed, number_B, len(self._tokens.num_tokens_R)))
+
+  def rows(self, row_B: np.ndarray) -> QueryBatch:
+    """Chosen questions, in the list's order."""
     tokens = Tokens(*(x[row_B] for x in self._tokens))
     return _make_batch(tokens, self._query_length, self._max_masks, self._vocabulary, question_id_B=row_B)
 

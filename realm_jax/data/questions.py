@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import NamedTuple
 
-from realm_jax.data.articles import open_bytes
+from realm_jax.data.articles import numbered_lines
 
 
 class Question(NamedTuple):
@@ -17,18 +17,17 @@ def read_questions(path) -> list[Question]:
   """jsonl with {"question": ..., "answer": [...]} a line, plain, .gz or .xz.
 
   Raises:
-    ValueError: names the first line that is none, or a file without questions.
+    ValueError: names the first line that is none, a file without questions, or one that is cut off.
   """
   questions = []
-  with open_bytes(path) as file:
-    for number, line in enumerate(file, 1):
-      if line.strip():
-        try:
-          questions.append(_parse_question(json.loads(line.decode("utf-8"))))
-        except (ValueError, RecursionError) as error:
-          raise ValueError(
-              f'{path}, line {number}: {error}; expected {{"question": text, "answer": [text, ...]}}'
-          ) from None
+  for number, line in numbered_lines(path):
+    if line.strip():
+      try:
+        questions.append(_parse_question(json.loads(line.decode("utf-8"))))
+      except (ValueError, RecursionError) as error:
+        raise ValueError(
+            f'{path}, line {number}: {error}; expected {{"question": text, "answer": [text, ...]}}'
+        ) from None
   if not questions:
     raise ValueError(f'{path} holds no question; expected {{"question": text, "answer": [text, ...]}} a line')
   return questions

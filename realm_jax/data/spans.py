@@ -7,6 +7,7 @@ tagger of your choice.
 
 from __future__ import annotations
 
+import bisect
 import re
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple, Protocol
@@ -57,9 +58,10 @@ def salient_spans(texts: Sequence[str], tagger: Tagger) -> list[list[Span]]:
 def _without_overlaps(spans: Sequence[Span]) -> list[Span]:
   kept: list[Span] = []
   for span in sorted(spans, key=lambda s: (s.kind != "date", s.start - s.end, s.start)):
-    if all(span.end <= other.start or other.end <= span.start for other in kept):
-      kept.append(span)
-  return sorted(kept)
+    place = bisect.bisect(kept, span)
+    if (place == 0 or kept[place - 1].end <= span.start) and (place == len(kept) or span.end <= kept[place].start):
+      kept.insert(place, span)
+  return kept
 
 
 _MONTHS = "January February March April May June July August September October November December"
@@ -85,35 +87,29 @@ _UNIT = (
   r"men|women|children|soldiers|troops|students|members|species|ships|aircraft|times|votes|copies|words|pages|"
   r"million|billion)"
 )
+_DIGIT_DATES = (
+  rf"{_YEAR}-\d\d-\d\d\b",
+  rf"{_DAYS}\s(?:of\s)?{_MONTH}(?:,?\s(?:of\s)?{_ANY_YEAR})?",
+  _CENTURY,
+  rf"(?<![.,$£€])(?:1\d|20|[1-9])\d0['’]?s\b(?:\s{_ERA})?",
+  rf"(?<![.,])[1-9](?:\d{{0,4}}|\d?,\d{{3}})(?:{_DASH}\d{{1,4}})?\s?{_ERA}",
+  # A bare number is a year unless its surroundings make it a quantity, a price or a code.
+  r"(?:(?<![.,:$£€¥#/+=-])|(?<=\b(?:pre|mid)-)|(?<=\bpost-)|(?<=\bc\.))"
+  r"(?<!than )(?<!over )(?<!least )(?<!nearly )(?<!almost )"
+  rf"{_YEAR}(?:{_DASH}{_YEAR}|[-–/]\d\d(?!\d))?"
+  rf"(?!\w|[.,:/]\d|{_DASH}\d|-(?!present)\w|\s?[%°×]|[\s-]{_UNIT}\b|\s\d{{3}}\b)",
+)
+_LETTER_DATES = (
+  rf"{_MONTH}\s{_DAYS}(?!,\d|\.\d)(?:,?\s{_ANY_YEAR})?",
+  rf"(?:{_MONTH}{_DASH})?{_MONTH},?\s(?:of\s)?{_ANY_YEAR}(?:[-–/]\d\d\b)?",
+  rf"(?i:spring|summer|autumn|fall|winter)\s(?:of\s)?{_ANY_YEAR}(?:[-–/]\d\d\b)?",
+  _CENTURY,
+  rf"(?:AD|A\.D\.|CE)\s?[1-9]\d{{0,3}}(?:{_DASH}\d{{1,4}})?\b(?![.,]\d)",
+  r"['’][1-9]0s\b",
+)
 # The look-aheads for the first character only spare the engine most of the alternatives.
 _DATE = re.compile(
-  r"(?<!\w)(?:(?=\d)(?:"
-  + "|".join(
-    (
-      rf"{_YEAR}-\d\d-\d\d\b",
-      rf"{_DAYS}\s(?:of\s)?{_MONTH}(?:,?\s(?:of\s)?{_ANY_YEAR})?",
-      _CENTURY,
-      rf"(?<![.,$£€])(?:1\d|20|[1-9])\d0['’]?s\b(?:\s{_ERA})?",
-      rf"(?<![.,])[1-9](?:\d{{0,4}}|\d?,\d{{3}})(?:{_DASH}\d{{1,4}})?\s?{_ERA}",
-      # A bare number is a year unless its surroundings make it a quantity, a price or a code.
-      r"(?:(?<![.,:$£€¥#/+=-])|(?<=\b(?:pre|mid)-)|(?<=\bpost-)|(?<=\bc\.))"
-      r"(?<!than )(?<!over )(?<!least )(?<!nearly )(?<!almost )"
-      rf"{_YEAR}(?:{_DASH}{_YEAR}|[-–/]\d\d(?!\d))?"
-      rf"(?!\w|[.,:/]\d|{_DASH}\d|-(?!present)\w|\s?[%°×]|[\s-]{_UNIT}\b|\s\d{{3}}\b)",
-    )
-  )
-  + r")|(?=[ACDFJMNOSWaefnstw'’])(?:"
-  + "|".join(
-    (
-      rf"{_MONTH}\s{_DAYS}(?!,\d|\.\d)(?:,?\s{_ANY_YEAR})?",
-      rf"(?:{_MONTH}{_DASH})?{_MONTH},?\s(?:of\s)?{_ANY_YEAR}(?:[-–/]\d\d\b)?",
-      rf"(?i:spring|summer|autumn|fall|winter)\s(?:of\s)?{_ANY_YEAR}(?:[-–/]\d\d\b)?",
-      _CENTURY,
-      rf"(?:AD|A\.D\.|CE)\s?[1-9]\d{{0,3}}(?:{_DASH}\d{{1,4}})?\b(?![.,]\d)",
-      r"['’][1-9]0s\b",
-    )
-  )
-  + "))"
+  rf"(?<!\w)(?:(?=\d)(?:{'|'.join(_DIGIT_DATES)})|(?=[ACDEFJMNOSTWaefnstw'’])(?:{'|'.join(_LETTER_DATES)}))"
 )
 
 
@@ -135,33 +131,44 @@ class NoTagger:
     return [[] for _ in texts]
 
 
-# The words that open most sentences of English Wikipedia without being names.
-_OPENERS = frozenset(
+# The words that open most sentences of English Wikipedia, split in two. These aren't part of a name ("In Paris").
+_FUNCTION_WORDS = frozenset(
   """
-  a about above accordingly according across additional additionally after afterwards again against all almost
-  along already also alternatively although always among an ancient and another any anyone apart approximately
-  are around as at based basic because before beginning being below besides between beyond born both but by can
-  certain changes common commonly consequently contemporary critics current currently despite did different do
-  does due during each earlier early eight eventually every everyone examples except few finally first five
-  following for former formerly four from further furthermore general generally given had has have he hence her
-  here high his historians historical historically how however if important in indeed initially instead is it
-  its just known large last late later least less let like likewise little local long main major many
-  mathematically meanwhile members men modern more moreover most much my natural near nearly neither never
-  nevertheless new next nine no none nonetheless nor not notable now numerous of often on once one only or
-  originally other others otherwise our over owing part people perhaps physical previous previously prior quite
-  rather recent recently regarding roughly same scholars second see seven several shall she should similar
-  similarly since six small so some sometimes soon speakers special starting still students studies subsequent
-  subsequently such ten than that the their them then there thereafter therefore these they third this those
-  though three through throughout thus to today together too total traditional traditionally twelve twenty two
-  typical typically under unlike unless until up upon use used users using usually various very was we were what
-  when where whereas whether which while who whose why will with within without women would yet you young your
+  a about above according across additionally after afterwards again against all almost along already also
+  alternatively although always among an and another any anyone apart approximately are around as at because before
+  being below besides between both but by can certain consequently currently despite did do does due during each
+  earlier either eventually every everyone except few finally following for formerly four from further furthermore
+  given had has have he hence her here his historically how however if in indeed initially instead is it its just
+  known later least less let like likewise many meanwhile more moreover most much my near nearly neither nevertheless
+  no none nonetheless nor not now numerous of often on once one only or originally other others otherwise our over
+  owing perhaps previously prior quite rather recently regarding roughly same see several shall she should similarly
+  since so some sometimes soon starting still subsequently such than that the their them then there thereafter
+  therefore these they this those though three through throughout thus to today together too traditionally two
+  typically under unless unlike until up upon used using usually various very was we were what when whenever where
+  whereas whether which while who whose why with within without would yet you your
   """.split()
 )
-_MONTHS_AND_DAYS = frozenset(f"{_MONTHS} Monday Tuesday Wednesday Thursday Friday Saturday Sunday".split())
-_TITLES = frozenset("Mr Mr. Mrs Mrs. Ms Ms. Dr Dr. Prof. Rev. Hon. Gen. Lt. Col. Capt. Sgt. Gov. Sen. Rep.".split())
+# These are no name alone, but may begin one ("New York").
+_COMMON_WORDS = frozenset(
+  """
+  agriculture ancient based basic beginning born changes common contemporary critics current date different early
+  eight even examples first five former general high historians historical history important international large
+  larger last late little local long main major members men mixed modern natural new next nine non notable note
+  nothing part people personal physical post pre previous pseudo public recent religious scholars second semi seven
+  similar six small somebody speakers special students studies subsequent ten third total traditional transport twelve
+  twenty typical users well will women works young
+  """.split()
+)
+_CALENDAR = f"{_MONTHS} Monday Tuesday Wednesday Thursday Friday Saturday Sunday AD A.D. BC B.C. BCE B.C.E. CE C.E."
+_NO_NAMES = _FUNCTION_WORDS | _COMMON_WORDS | frozenset(_CALENDAR.lower().split())
+# These are no part of the name that they precede.
+_NOT_FIRST = frozenset(
+  "of for the & The Sir President Senator Professor Mr Mr. Mrs Mrs. Ms Ms. Dr Dr. Prof. Rev. Gen. Col. Lt. Maj. Capt. Gov. Sen.".split()
+)
 # A word with such an end that opens a sentence is rarely a name.
 _COMMON_END = re.compile(
-  r"(?:ly|tions?|ments?|ness|it(?:y|ies)|ists|isms?|ers|ors|ics|[ae]nces?|graphy|ology|als|ures)$"
+  r"(?:ly|ed|ing|able|tions?|ments?|ness|it(?:y|ies)|ists|isms?|ers|ors|ics|ive|ous|ical|ional|[ae]nces?|graphy|"
+  r"ology|als|ures)$"
 )
 
 _UPPER = "[" + "".join(c for c in map(chr, range(0x3000)) if c.isupper()) + "]"
@@ -172,16 +179,20 @@ _INITIALS = rf"{_UPPER}\.(?:-?{_UPPER}\.)*"
 _WORD = (
   rf"(?:(?:[dl]['’]|[ae]l-|[ei])?{_UPPER}\w*"
   rf"(?:['’ʻʼ](?!(?:s|t|re|ve|ll|d|m)\b)\w+|[-‐](?:[a-zà-ÿ]{{1,4}}-){{0,2}}(?:{_UPPER}|\d)\w*|&\w+)*"
-  r"(?!\w|['’]t\b))"
+  r"(?!\w|['’]t\b|\$))"
 )
 _NUMBER = r"\d{1,3}(?:-\d{3})?(?![\w%]|[.,:–-]\d|['’]s\b)"
 _PARTICLE = (
   r"(?:of(?: the)?|for(?: the)?|de(?: la| las| los| le)?|van(?: de[rn]?)?|von(?: der)?|del|della|dell[oe]|d[aiou]s?|"
   r"des|den|der|du|l[aeo]s?|e?l|al|bin|ibn|ben|zu[rm]?|und|y|et|af|av|ter?|ten|sur|upon|&)"
 )
+_INITIAL = re.compile(rf"{_UPPER}\.")
+# What follows a sentence that is nothing but a name or a word.
+_IS_HEADING = re.compile(r"[.:]\s|[.:]?(?:\n|$)")
+_LOWER_WORD = re.compile(r"\b[^\W\d_]+\b")
 _NAME = re.compile(
-  rf"(?<![\w'’&])(?:(?:v[ao]n|de|ibn|bin) (?:de[rn]? |la )?)?(?:{_ABBREVIATION}|{_INITIALS}|{_WORD})"
-  rf"(?: (?:{_ABBREVIATION}|{_INITIALS}|(?:{_PARTICLE} )?{_WORD}|{_NUMBER}))*"
+  rf"(?<![\w'’&])(?<!\d-)(?:(?:v[ao]n|de|ibn|bin) (?:de[rn]? |la )?)?(?:{_ABBREVIATION}|{_INITIALS}|{_WORD})"
+  rf"(?:[ \xa0](?:{_ABBREVIATION}|{_INITIALS}|(?:{_PARTICLE} )?{_WORD}|{_NUMBER})){{0,15}}"
 )
 
 
@@ -198,43 +209,41 @@ def _find_names(text: str) -> list[Span]:
   names, doubtful = [], []
   proper: set[str] = set()  # words that are capitalised for another reason than to open a sentence
   for start, words, opens in _capitalised_runs(text):
+    if opens and _IS_HEADING.match(text, start + len(" ".join(words))):
+      continue  # masked, it leaves nothing of its sentence
+    num_words = len(words)
+    while words and (words[0] in _NOT_FIRST or opens and words[0].lower() in _FUNCTION_WORDS):
+      start += len(words.pop(0)) + 1
+    if not any(_is_proper(word) for word in words):
+      continue
     name = " ".join(words)
+    if _INITIAL.fullmatch(words[-1]):
+      name = name[:-1]  # "vitamin B." ends a sentence
     span = Span(start, start + len(name), "entity")
-    if opens and len(words) == 1 and not name.isupper():
+    if opens and num_words == 1 and not name.isupper():
       doubtful.append((name, span))
     else:
       names.append(span)
       proper.update(words)
   if doubtful:
-    common = set(_LOWER_WORD.findall(text))
+    lower_words = set(_LOWER_WORD.findall(text))
     names += [
-      span
-      for name, span in doubtful
-      if name in proper or not (name.lower() in common or _COMMON_END.search(name))
+      span for name, span in doubtful if name in proper or not (name.lower() in lower_words or _COMMON_END.search(name))
     ]
   return sorted(names)
-
-
-_LOWER_WORD = re.compile(r"\b[^\W\d_]+\b")
-_FULL_STOP_INSIDE = re.compile(r"(?<=\.) ")
 
 
 def _capitalised_runs(text: str) -> Iterator[tuple[int, list[str], bool]]:
   """Yields start, words, and whether the first word may be capitalised only because it opens a sentence."""
   for match in _NAME.finditer(text):
-    start, words = match.start(), match[0].split(" ")
-    opens = _opens_sentence(text, start)
-    while words:
-      cut = next(
-        (n for n in range(1, len(words)) if words[n - 1][-1] == "." and words[n].lower() in _OPENERS), len(words)
-      )
-      run, words = words[:cut], words[cut:]
-      next_start = start + sum(map(len, run)) + len(run)
-      while run and (run[0] in _TITLES or opens and run[0].lower() in _OPENERS or run[0] == "&"):
-        start += len(run.pop(0)) + 1
-        first = False
-      yield start, run, opens
-      start, opens = next_start, True
+    start, words = match.start(), match[0].replace("\xa0", " ").split(" ")
+    if "." in match[0]:
+      # Abbreviations end sentences too: "from the U.S. The army" holds two runs.
+      for n in range(len(words) - 1, 0, -1):
+        if words[n - 1][-1] == "." and words[n].lower() in _FUNCTION_WORDS:
+          yield start + len(" ".join(words[:n])) + 1, words[n:], True
+          words = words[:n]
+    yield start, words, _opens_sentence(text, start)
 
 
 def _opens_sentence(text: str, start: int) -> bool:
@@ -242,3 +251,53 @@ def _opens_sentence(text: str, start: int) -> bool:
   while before >= 0 and text[before] in " \"'“”‘’«»()[]":
     before -= 1
   return before < 0 or text[before] in ".!?…\n"
+
+
+def _is_proper(word: str) -> bool:
+  if word.islower() or word[0].isdigit() or len(word.rstrip(".")) == 1:
+    return False
+  return word.lower() not in _NO_NAMES
+
+
+# Labels of OntoNotes and of CoNLL; the rest (NORP, EVENT, WORK_OF_ART, MISC, ...) is "misc".
+_SPACY_KIND = {"PERSON": "person", "PER": "person", "ORG": "organization"}
+_SPACY_KIND |= dict.fromkeys(("GPE", "LOC", "FAC"), "location")
+_NOT_SALIENT = frozenset("DATE TIME CARDINAL ORDINAL PERCENT MONEY QUANTITY".split())
+
+
+class SpacyTagger:
+  """Finds the names that a spaCy model finds, without "the" before and "'s" behind them.
+
+  Processes start anew at each call of `tag`, so give it thousands of texts a call when num_processes > 1.
+  """
+
+  def __init__(self, model: str = "en_core_web_sm", num_processes: int = 1):
+    try:
+      import spacy
+    except ImportError as error:
+      raise ImportError(
+        f"the tagger 'spacy:{model}' needs spaCy and a model; run: "
+        f'pip install "realm_jax[ner]" && python -m spacy download {model}'
+      ) from error
+    try:
+      self._nlp = spacy.load(model)
+    except OSError as error:
+      raise ImportError(f"spaCy can't load the model {model!r}; run: python -m spacy download {model}") from error
+    if "ner" not in self._nlp.pipe_names:
+      raise ValueError(f"the spaCy model {model!r} has no 'ner' pipe, only {self._nlp.pipe_names}; choose another")
+    self._nlp.select_pipes(enable=[p for p in ("transformer", "tok2vec", "ner") if p in self._nlp.pipe_names])
+    self._num_processes = num_processes
+    self.name = f"spacy:{model}-{self._nlp.meta['version']}"
+
+  def tag(self, texts: Sequence[str]) -> list[list[Span]]:
+    docs = self._nlp.pipe(texts, n_process=self._num_processes)
+    return [
+      [span for e in doc.ents if (span := _from_spacy(doc.text, e.start_char, e.end_char, e.label_))] for doc in docs
+    ]
+
+
+def _from_spacy(text: str, start: int, end: int, label: str) -> Span | None:
+  name = re.sub(r"['’]s?$", "", text[start:end].rstrip())
+  end = start + len(name)
+  start = end - len(re.sub(r"^[Tt]he\s+", "", name.lstrip()))
+  return Span(start, end, _SPACY_KIND.get(label, "misc")) if label not in _NOT_SALIENT and start < end else None

@@ -86,7 +86,7 @@ def _cut_long_sentences(starts: np.ndarray, is_continuation: np.ndarray, room: i
       cut = begin + room
       while cut > begin + 1 and is_continuation[cut]:
         cut -= 1
-      if cut == begin + 1:  # one word longer than a passage
+      if is_continuation[cut]:  # one word longer than a passage
         cut = begin + room
       cuts.append(cut)
       begin = cut

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import collections
+import itertools
 import pathlib
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
@@ -13,6 +15,7 @@ from tokenizers import models, normalizers, pre_tokenizers, trainers
 
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 MAX_SIZE = 2**16  # token ids are stored as uint16
+_MAX_CHARACTERS = 1000  # as in BERT's training: the rare scripts of an encyclopedia would fill the vocabulary
 
 
 class Encoding(NamedTuple):
@@ -84,13 +87,50 @@ class Vocabulary:
 
   @classmethod
   def train(cls, texts: Iterable[str], *, size: int, lowercase: bool) -> Vocabulary:
-    """Learns at most `size` wordpieces from texts; the same texts give the same vocabulary."""
+    """Learns at most `size` wordpieces from texts, which are read twice; the same texts give the same vocabulary.
+
+    Raises:
+      ValueError: the texts can be read only once, or size has no room for a character.
+    """
+    if iter(texts) is texts:
+      raise ValueError("texts is an iterator, but is read twice; give a list, or an object whose __iter__ starts again")
     tokenizer = tokenizers.Tokenizer(models.WordPiece(unk_token="[UNK]"))
     tokenizer.normalizer = _normalizer(lowercase)
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    trainer = trainers.WordPieceTrainer(vocab_size=size, special_tokens=list(SPECIAL_TOKENS), show_progress=False)
+    if size < len(SPECIAL_TOKENS) + 2:
+      raise ValueError(f"size {size} has no room for {len(SPECIAL_TOKENS)} special tokens and a character; give 100 or more")
+    characters = _frequent_characters(texts, tokenizer, (size - len(SPECIAL_TOKENS)) // 2)
+    # Left to itself the trainer numbers "##x" in the order of a hash table, and ties between merges go by number.
+    continuations = [f"##{c}" for c in characters if _continues_word(c, tokenizer)]
+    trainer = trainers.WordPieceTrainer(
+        vocab_size=size,
+        special_tokens=[*SPECIAL_TOKENS, *continuations],
+        initial_alphabet=characters,
+        limit_alphabet=len(characters),
+        show_progress=False,
+    )
     tokenizer.train_from_iterator(texts, trainer)
     return cls(sorted(tokenizer.get_vocab(), key=tokenizer.get_vocab().get), lowercase=lowercase)
+
+
+def _frequent_characters(texts: Iterable[str], tokenizer: tokenizers.Tokenizer, limit: int) -> list[str]:
+  """The most frequent characters of words, sorted."""
+  count_raw = collections.Counter()
+  for text in texts:
+    count_raw.update(text)
+  count = collections.Counter()
+  for raw, number in count_raw.items():
+    for character in tokenizer.normalizer.normalize_str(raw):
+      if not character.isspace():
+        count[character] += number
+  ranked = sorted(count, key=lambda c: (-count[c], c))
+  return sorted(itertools.islice(ranked, min(limit, _MAX_CHARACTERS)))
+
+
+def _continues_word(character: str, tokenizer: tokenizers.Tokenizer) -> bool:
+  """Whether it may stand inside a word, as punctuation and Chinese characters may not."""
+  text = tokenizer.normalizer.normalize_str(f"a{character}")
+  return len(tokenizer.pre_tokenizer.pre_tokenize_str(text)) == 1
 
 
 def _normalizer(lowercase: bool) -> normalizers.Normalizer:

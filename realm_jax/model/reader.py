@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -18,7 +19,7 @@ _MASKED_LOGIT = -10_000.0  # Google's; finite, so that no product with 0 is NaN
 class Reader(nn.Module):
   """Reads a query and a passage together."""
 
-  bert: dict[str, Any]  # arguments of Bert
+  bert: Mapping[str, Any]  # arguments of Bert; hashable, as flax.core.FrozenDict is
   span_hidden_size: int = 256
   max_span_width: int = 10
   span_layer_norm_epsilon: float = 1e-3

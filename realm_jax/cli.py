@@ -1,0 +1,82 @@
+"""The command line: `realm VERB [flags]`, one module a verb."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+
+from absl import flags, logging
+
+VERBS = {
+    "build_corpus": "raw text -> a passage store",
+    "train": "one loop, three stages: ict, pretrain, finetune",
+    "refresh_index": "the indexer: follows the trainer's parameters and publishes index snapshots",
+    "evaluate": "recall@k, exact match and F1 on questions",
+    "ask": "answers questions, with the evidence",
+}
+
+
+def main() -> None:
+  """The console script."""
+  sys.exit(run(sys.argv[1:]))
+
+
+def run(arguments: Sequence[str]) -> int:
+  """Runs a verb with its flags; returns the exit status: 0, 1 for an error, 2 for wrong usage."""
+  if not arguments or arguments[0] not in VERBS:
+    wanted = bool(arguments) and arguments[0] in ("help", "--help", "-h")
+    print(_overview(None if wanted or not arguments else arguments[0]), file=sys.stdout if wanted else sys.stderr)
+    return 0 if wanted else 2
+  name, *rest = arguments
+  verb = importlib.import_module(f"realm_jax.{name}")
+  values = flags.FlagValues()
+  flags.DEFINE_bool("help", False, "Show this help.", short_name="h", flag_values=values)
+  verb.define_flags(values)
+  if {"--help", "-h"} & set(rest):  # before they are parsed: a required flag may be missing
+    print(_help(verb, values))
+    return 0
+  argv, sys.argv = sys.argv, [name, *rest]  # where config_flags looks for --config.a.b=value
+  try:
+    positional = values(sys.argv)[1:]
+  except flags.Error as error:
+    print(f"realm {name}: {error}\nrealm {name} --help  lists the flags", file=sys.stderr)
+    return 2
+  except AttributeError as error:
+    print(f"realm {name}: --config has no field {error}; the fields are in realm_jax/config.py", file=sys.stderr)
+    return 2
+  finally:
+    sys.argv = argv
+  logging.set_verbosity(logging.ERROR)  # Orbax tells of every file it doesn't find
+  try:
+    verb.main(values, positional)
+  except (ValueError, OSError, ImportError, TimeoutError, RuntimeError) as error:
+    if os.environ.get("REALM_DEBUG"):
+      raise
+    print(f"realm {name}: {error}\n(REALM_DEBUG=1 shows where)", file=sys.stderr)
+    return 1
+  except KeyboardInterrupt:
+    print(f"\nrealm {name}: stopped", file=sys.stderr)
+    return 130
+  return 0
+
+
+def _overview(unknown: str | None) -> str:
+  lines = [f"no verb {unknown!r}" if unknown else "REALM for JAX", "", "realm VERB [flags], where VERB is one of"]
+  lines += [f"  {verb:<15}{text}" for verb, text in VERBS.items()]
+  return "\n".join([*lines, "", "realm VERB --help  says more"])
+
+
+def _help(verb, values: flags.FlagValues) -> str:
+  lines = [verb.__doc__.strip(), "", "Flags:"]
+  for name in sorted(set(values)):
+    flag = values[name]
+    if name == flag.name:
+      default = "" if flag.default in (None, False) else f" [{flag.default}]"
+      lines.append(f"  --{name}: {flag.help}{default}")
+  return "\n".join(lines)
+
+
+if __name__ == "__main__":
+  main()

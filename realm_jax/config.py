@@ -1,0 +1,126 @@
+"""What an experiment's config holds: the paper's values as defaults, and the models that it describes."""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+from flax.core import FrozenDict
+from ml_collections import ConfigDict
+
+from realm_jax.model.reader import Reader
+from realm_jax.model.retriever import Retriever, Tower
+
+STAGES = ("ict", "pretrain", "finetune")
+
+
+def paper_config(stage: str) -> ConfigDict:
+  """The settings of Guu et al. 2020 (section 4.3) and of Google's code where the paper is silent.
+
+  Config files take this and set what differs; every field can be overridden by --config.a.b=value.
+  """
+  config = ConfigDict()
+  config.stage = stage  # ict, pretrain or finetune
+  config.corpus = ""  # a passage store (realm build_corpus)
+  config.questions = ""  # finetune: training questions, jsonl
+  config.init = ""  # start from: a run directory, or a directory with a BERT in HF's form (model.safetensors)
+  config.seed = 0
+  config.num_steps = 200_000
+  config.batch_size = 512
+
+  model = config.model = ConfigDict()
+  model.hidden_size = 768
+  model.num_layers = 12
+  model.num_heads = 12
+  model.mlp_size = 3072
+  model.max_length = 512
+  model.dropout_rate = 0.1
+  model.layer_norm_epsilon = 1e-12
+  model.retrieval_size = 128
+  model.towers_are_shared = True
+  model.projection_layer_norm_epsilon = 1e-12
+  model.embedding_dropout_rate = 0.0
+  model.span_hidden_size = 256
+  model.max_span_width = 10
+  model.dtype = "float32"  # of the arithmetic; parameters are float32
+
+  config.query_length = 96
+  config.joint_length = 384  # query and passage together, as the reader sees them
+  config.max_masks = 10  # predicted tokens of a masked span
+  config.removal_rate = 0.9  # ict: share of passages shown without the query's sentence
+  config.marginalize_per_example = False  # equation 1 of the paper; Google's code marginalises per token
+  config.num_passages = 8  # read for each query; in pre-training one of them is the null passage
+  config.beam_size = 5000  # finetune: passages in the early retriever loss
+
+  optimizer = config.optimizer = ConfigDict()
+  optimizer.learning_rate = 3e-5
+  optimizer.warmup_steps = -1  # -1: BERT's min(10000, max(100, num_steps / 10))
+  optimizer.weight_decay = 0.01
+  optimizer.max_grad_norm = 1.0
+  optimizer.corrects_bias = False  # BERT's optimizer does not
+
+  index = config.index = ConfigDict()
+  index.searcher = "auto"  # exact, scann, or auto: exact below index.exact_below passages
+  index.exact_below = 100_000
+  index.export_every = 500  # steps between exports of the passage tower for the indexer
+  index.sync = False  # adopt each snapshot at the next export, and wait for it: reproducible to the bit
+  index.timeout = 3600.0  # seconds to wait for a snapshot, or for the trainer
+  index.keep = 3  # snapshots
+  index.batch_size = 256  # passages embedded at once
+
+  checkpoint = config.checkpoint = ConfigDict()
+  checkpoint.every = 1000
+  checkpoint.keep = 3
+
+  config.log_every = 100
+  config.tensorboard = False
+
+  if stage == "ict":
+    config.num_steps, config.batch_size = 100_000, 4096
+    config.query_length = 64
+    config.model.embedding_dropout_rate = 0.1
+    config.optimizer.learning_rate = 1e-4
+  elif stage == "finetune":
+    config.batch_size = 1
+    config.query_length, config.joint_length = 64, 320
+    config.num_passages = 5
+    config.model.towers_are_shared = False  # the index is frozen, the query tower goes on learning
+    config.optimizer.learning_rate = 1e-5
+  elif stage != "pretrain":
+    raise ValueError(f"unknown stage {stage!r}; the stages are {', '.join(STAGES)}")
+  return config.lock()
+
+
+def make_retriever(model: ConfigDict, vocab_size: int) -> Retriever:
+  return Retriever(
+      bert=_bert_arguments(model, vocab_size),
+      retrieval_size=model.retrieval_size,
+      towers_are_shared=model.towers_are_shared,
+      layer_norm_epsilon=model.projection_layer_norm_epsilon,
+      embedding_dropout_rate=model.embedding_dropout_rate,
+  )
+
+
+def make_reader(model: ConfigDict, vocab_size: int) -> Reader:
+  return Reader(
+      bert=_bert_arguments(model, vocab_size),
+      span_hidden_size=model.span_hidden_size,
+      max_span_width=model.max_span_width,
+  )
+
+
+def make_tower(model: ConfigDict, vocab_size: int) -> Tower:
+  """One tower alone, for the indexer."""
+  return make_retriever(model, vocab_size).make_tower()
+
+
+def _bert_arguments(model: ConfigDict, vocab_size: int) -> FrozenDict:
+  return FrozenDict(
+      vocab_size=vocab_size,
+      hidden_size=model.hidden_size,
+      num_layers=model.num_layers,
+      num_heads=model.num_heads,
+      mlp_size=model.mlp_size,
+      max_length=model.max_length,
+      dropout_rate=model.dropout_rate,
+      layer_norm_epsilon=model.layer_norm_epsilon,
+      dtype=jnp.dtype(model.dtype),
+  )

@@ -1,0 +1,108 @@
+"""Evaluates a run on questions: recall@1/5/20, and for a fine-tuned run exact match and F1.
+
+  realm evaluate --workdir=runs/finetune --questions=dev.jsonl
+  realm evaluate --bm25 --corpus=corpora/mine --questions=dev.jsonl
+  realm evaluate --table=runs/ict,runs/pretrain,runs/finetune
+
+Questions are {"question": ..., "answer": [...]} a line. Scores and predictions go to the run's evaluation/ directory.
+"""
+
+from __future__ import annotations
+
+import json
+import pathlib
+import sys
+
+import tqdm
+from absl import flags
+
+from realm_jax import cli
+from realm_jax.data.passages import PassageStore
+from realm_jax.data.questions import read_questions
+from realm_jax.index.run_dir import RunDir, write_atomically
+from realm_jax.serving.evaluation import RECALL_AT, answerable, evaluate_answers, evaluate_retrieval
+
+
+def define_flags(values: flags.FlagValues) -> None:
+  flags.DEFINE_string("workdir", None, "The run to evaluate.", flag_values=values)
+  flags.DEFINE_string("questions", None, "jsonl file with question and answer a line.", flag_values=values)
+  flags.DEFINE_bool("bm25", False, "Evaluate BM25 over the corpus instead of a retriever.", flag_values=values)
+  flags.DEFINE_string("corpus", None, "The passage store, with --bm25 and no --workdir.", flag_values=values)
+  flags.DEFINE_bool("regex", False, "Answers are regular expressions (CuratedTREC).", flag_values=values)
+  flags.DEFINE_bool("answerable", False, "Leave out questions without an answer anywhere in the corpus.", flag_values=values)
+  flags.DEFINE_bool("retrieval_only", False, "Measure recall alone.", flag_values=values)
+  flags.DEFINE_string("name", None, "Name of the result [the questions' file name].", flag_values=values)
+  flags.DEFINE_list("table", None, "Print the stored results of these runs as one table, and end.", flag_values=values)
+
+
+def main(values: flags.FlagValues, positional: list[str]) -> None:
+  if positional:
+    raise ValueError(f"unexpected {positional[0]!r}")
+  if values.table:
+    print(format_table(values.table))
+    return
+  if not values.questions or not (values.workdir or (values.bm25 and values.corpus)):
+    raise ValueError("give --questions with --workdir, or with --bm25 and --corpus, or --table")
+  questions = read_questions(values.questions)
+  num_read = len(questions)
+  predictions = None
+  if values.bm25:
+    from realm_jax.index.bm25 import Bm25  # noqa: PLC0415 only here
+
+    store = PassageStore(values.corpus or RunDir(values.workdir).read_config()["corpus"])
+    retriever = Bm25(store)
+  else:
+    from realm_jax.serving.open_qa import OpenQA  # noqa: PLC0415 BM25 needs no JAX
+
+    retriever = OpenQA.load(values.workdir)
+    store = retriever.store
+  if values.answerable:
+    questions = answerable(store, questions, regex=values.regex)
+    if not questions:
+      raise ValueError(f"no passage of {store.path} holds an answer to any of the {num_read} questions")
+  result = {"num_questions": len(questions), "num_questions_read": num_read}
+  result |= evaluate_retrieval(retriever, store, questions, regex=values.regex)
+  if not values.bm25:
+    result["params_step"] = retriever.snapshot.params_step
+    if retriever.can_read and not values.retrieval_only:
+      chunks = [questions[i : i + 64] for i in range(0, len(questions), 64)]
+      answers = [a for c in tqdm.tqdm(chunks, desc="reading") for a in retriever.answer([q.question for q in c])]
+      result |= evaluate_answers(answers, questions, regex=values.regex)
+      predictions = [
+          {"question": q.question, "prediction": a.text, "answer": list(q.answers), **a._asdict()}
+          for q, a in zip(questions, answers)
+      ]
+  if values.workdir:
+    name = values.name or ("bm25." if values.bm25 else "") + pathlib.Path(values.questions).name.split(".jsonl")[0]
+    _store(RunDir(values.workdir), name, result, predictions)
+  print(json.dumps(result))
+
+
+def _store(run_dir: RunDir, name: str, result: dict, predictions: list[dict] | None) -> None:
+  run_dir.evaluation.mkdir(parents=True, exist_ok=True)
+  if predictions is not None:
+    lines = "".join(json.dumps(p, ensure_ascii=False) + "\n" for p in predictions)
+    write_atomically(run_dir.evaluation / f"{name}.predictions.jsonl", lines)
+  write_atomically(run_dir.evaluation / f"{name}.json", json.dumps(result, indent=2) + "\n")
+
+
+def format_table(workdirs: list[str]) -> str:
+  """All results stored in runs, a line each."""
+  columns = [*(f"recall@{k}" for k in RECALL_AT), "exact_match", "f1"]
+  rows = []
+  for workdir in workdirs:
+    run_dir = RunDir(workdir)
+    paths = sorted(run_dir.evaluation.glob("*.json")) if run_dir.evaluation.exists() else []
+    if not paths:
+      raise FileNotFoundError(f"no results in {run_dir.evaluation}; make them with realm evaluate --workdir={workdir}")
+    for path in paths:
+      result = json.loads(path.read_text())
+      cells = [f"{result[c]:.1f}" if c in result else "-" for c in columns]
+      rows.append([f"{run_dir.path.name} {path.stem}", str(result["num_questions"]), *cells])
+  header = ["run, questions", "number", *columns]
+  widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]
+  return "\n".join("  ".join(cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths))) for row in [header, *rows])
+
+
+if __name__ == "__main__":
+  sys.exit(cli.run(["evaluate", *sys.argv[1:]]))

@@ -1,0 +1,144 @@
+"""From queries to reader input: search, choose the K passages, pack what the step reads."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from realm_jax.batch import NULL_PASSAGE, IctBatch, MaskedBatch, Packed, QueryBatch, QuestionBatch
+from realm_jax.data.answers import has_answer
+from realm_jax.data.packing import Tokens, pack
+from realm_jax.data.passages import PassageStore
+from realm_jax.data.vocabulary import Vocabulary
+from realm_jax.index.snapshot import Snapshot
+from realm_jax.model.retriever import Retriever
+
+
+def choose_passages(retrieved_id_BR: np.ndarray, own_id_B: np.ndarray, num_passages: int) -> np.ndarray:
+  """[B, R] by rank, R at least K -> [B, K]: the null passage, then the best that aren't the query's own (section 1.5)."""
+  is_own_BR = retrieved_id_BR == own_id_B[:, None]
+  order_BR = np.argsort(is_own_BR, axis=1, kind="stable")
+  others_BR = np.take_along_axis(retrieved_id_BR, order_BR, 1)
+  return np.insert(others_BR[:, : num_passages - 1], 0, NULL_PASSAGE, axis=1)
+
+
+def query_input(queries: QueryBatch) -> Packed:
+  """The packed queries, as the query tower reads them."""
+  is_token_BQ = np.arange(queries.token_id_BQ.shape[1]) < queries.num_tokens_B[:, None]
+  return Packed(queries.token_id_BQ, np.zeros_like(queries.token_id_BQ), is_token_BQ)
+
+
+def search(
+    retriever: Retriever, params: Any, queries: QueryBatch, index: Snapshot, k: int
+) -> tuple[np.ndarray, np.ndarray]:
+  """The k best passages of queries that are embedded with the retriever's parameters: scores and rows, [B, k]."""
+  query_emb_BD = _embed_queries(retriever, params, jax.device_put(query_input(queries)))
+  return index.searcher.search(jax.device_get(query_emb_BD), k)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _embed_queries(retriever: Retriever, params, query):
+  return retriever.apply({"params": params}, query, method="embed_queries")
+
+
+class BatchAssembler:
+  """Makes the three stages' batches from queries, with the passages of one corpus."""
+
+  def __init__(self, store: PassageStore, vocabulary: Vocabulary, *, joint_length: int):
+    self._store, self._vocabulary, self._joint_length = store, vocabulary, joint_length
+
+  def ict_batch(self, queries: QueryBatch) -> IctBatch:
+    """Each query's own passage, without the query's sentence where it is to be removed (section 1.10)."""
+    passage_id_B = queries.passage_id_B
+    body = self._store.body_tokens(passage_id_B)
+    removed_B = np.where(queries.sentence_is_removed_B, queries.sentence_B2[:, 1] - queries.sentence_B2[:, 0], 0)
+    index_BL = np.broadcast_to(np.arange(body.token_id_RL.shape[1]), body.token_id_RL.shape)
+    first_B = body.start_R + queries.sentence_B2[:, 0]
+    index_BL = index_BL + np.where(index_BL >= first_B[:, None], removed_B[:, None], 0)
+    token_id = np.take_along_axis(body.token_id_RL, np.minimum(index_BL, index_BL.shape[1] - 1), 1)
+    body = Tokens(token_id, body.start_R, body.num_tokens_R - removed_B)
+    passage_BP = pack(self._store.title_tokens(passage_id_B), body, self._store.passage_length, self._vocabulary)
+    return IctBatch(query_input(queries), passage_BP, queries.sentence_is_removed_B)
+
+  def masked_batch(self, queries: QueryBatch, retrieved_id_BR: np.ndarray, num_passages: int) -> MaskedBatch:
+    """K = num_passages per query, the null passage among them."""
+    passage_id_BK = choose_passages(retrieved_id_BR, queries.passage_id_B, num_passages)
+    flat = passage_id_BK.reshape(-1)
+    passage = pack(
+        self._store.title_tokens(flat), self._store.body_tokens(flat), self._store.passage_length, self._vocabulary
+    )
+    return MaskedBatch(
+        query_input(queries),
+        _unflatten(passage, passage_id_BK.shape),
+        self.joint_input(queries, passage_id_BK),
+        queries.mask_position_BM,
+        queries.mask_target_BM,
+        queries.mask_weight_BM,
+    )
+
+  def question_batch(
+      self,
+      queries: QueryBatch,
+      answers_B: Sequence[Sequence[str]],
+      retrieved_id_BR: np.ndarray,
+      snapshot: Snapshot,
+      num_passages: int,
+      max_answers: int = 16,
+  ) -> QuestionBatch:
+    """The beam with its frozen embeddings, and the first K passages to read, with the answers marked.
+
+    At most `max_answers` occurrences are marked in a passage.
+    """
+    bodies = {i: self._store.body(i) for i in np.unique(retrieved_id_BR).tolist()}
+    beam_has_answer_BR = np.array(
+        [[has_answer(bodies[i], answers) for i in row] for answers, row in zip(answers_B, retrieved_id_BR.tolist())]
+    )
+    passage_id_BK = retrieved_id_BR[:, :num_passages]
+    joint_BKJ = self.joint_input(queries, passage_id_BK)
+    is_body_BKJ = (joint_BKJ.segment_id == 1) & (joint_BKJ.token_id != self._vocabulary.sep_id)
+    gold = np.full((2, *passage_id_BK.shape, max_answers), -1, np.int32)
+    for b, answers in enumerate(answers_B):
+      answer_ids = [e.token_id for e in self._vocabulary.encode(list(answers)) if len(e.token_id)]
+      for k in range(passage_id_BK.shape[1]):
+        spans = find_answers(joint_BKJ.token_id[b, k], is_body_BKJ[b, k], answer_ids)[:max_answers]
+        gold[0, b, k, : len(spans)] = [start for start, _ in spans]
+        gold[1, b, k, : len(spans)] = [end for _, end in spans]
+    return QuestionBatch(
+        query_input(queries),
+        snapshot.passage_emb_ND[retrieved_id_BR].astype(np.float32),
+        beam_has_answer_BR,
+        joint_BKJ,
+        is_body_BKJ,
+        *gold,
+    )
+
+  def joint_input(self, queries: QueryBatch, passage_id_BK: np.ndarray) -> Packed:
+    """[CLS] query [SEP] body [SEP], [B, K, J]: the reader isn't shown the title."""
+    repeat = passage_id_BK.shape[1]
+    query = Tokens(
+        np.repeat(queries.token_id_BQ, repeat, 0),
+        np.ones(len(queries.token_id_BQ) * repeat, np.int32),
+        np.repeat(queries.num_tokens_B - 2, repeat),
+    )
+    joint = pack(query, self._store.body_tokens(passage_id_BK.reshape(-1)), self._joint_length, self._vocabulary)
+    return _unflatten(joint, passage_id_BK.shape)
+
+
+def find_answers(token_id_J: np.ndarray, is_body_J: np.ndarray, answer_ids: Sequence[np.ndarray]) -> list[tuple[int, int]]:
+  """First and last positions of all answers in the passage part, overlapping ones too, in order."""
+  spans = set()
+  for answer in answer_ids:
+    width = len(answer)
+    if width <= len(token_id_J):
+      windows = np.lib.stride_tricks.sliding_window_view(token_id_J, width)
+      found = (windows == answer).all(1) & is_body_J[: len(windows)] & is_body_J[width - 1 :]
+      spans.update((int(start), int(start) + width - 1) for start in np.nonzero(found)[0])
+  return sorted(spans)
+
+
+def _unflatten(packed: Packed, shape: tuple[int, ...]) -> Packed:
+  return Packed(*(x.reshape(*shape, -1) for x in packed))

@@ -1,0 +1,55 @@
+"""The indexer: embeds all passages with the trainer's newest parameters and publishes index snapshots.
+
+  realm refresh_index --workdir=runs/pretrain          beside realm train, until that is done
+  realm refresh_index --workdir=runs/ict --once        once, for a run that needs no index to train
+
+It reads what to do from the run's config.json, and ends when the trainer is done, or when nothing came for a while.
+"""
+
+from __future__ import annotations
+
+import sys
+
+import tqdm
+from absl import flags
+from ml_collections import ConfigDict
+
+from realm_jax import cli
+from realm_jax.config import make_tower
+from realm_jax.data.passages import PassageStore
+from realm_jax.index.refresh import follow
+from realm_jax.index.run_dir import RunDir
+
+
+def define_flags(values: flags.FlagValues) -> None:
+  flags.DEFINE_string("workdir", None, "The run directory.", required=True, flag_values=values)
+  flags.DEFINE_bool("once", False, "Publish the newest parameters and end.", flag_values=values)
+  flags.DEFINE_float("timeout", None, "Seconds to wait for the trainer [the config's].", 0.0, flag_values=values)
+  flags.DEFINE_bool("quiet", False, "Show no progress bars.", flag_values=values)
+
+
+def main(values: flags.FlagValues, positional: list[str]) -> None:
+  if positional:
+    raise ValueError(f"unexpected {positional[0]!r}")
+  run_dir = RunDir(values.workdir)
+  config = ConfigDict(run_dir.read_config(timeout=600.0 if values.timeout is None else values.timeout))
+  store = PassageStore(config.corpus)
+  num_published = follow(
+      run_dir,
+      make_tower(config.model, store.description["vocabulary_size"]),
+      store,
+      searcher=config.index.searcher,
+      exact_below=config.index.exact_below,
+      once=values.once,
+      in_order=config.index.sync,
+      timeout=config.index.timeout if values.timeout is None else values.timeout,
+      keep=config.index.keep,
+      batch_size=config.index.batch_size,
+      log=lambda line: tqdm.tqdm.write(line),
+      progress=lambda batches: tqdm.tqdm(batches, desc="embedding", leave=False, mininterval=1.0, disable=values.quiet),
+  )
+  print(f"{num_published} snapshots published in {run_dir.index}")
+
+
+if __name__ == "__main__":
+  sys.exit(cli.run(["refresh_index", *sys.argv[1:]]))

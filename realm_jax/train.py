@@ -1,0 +1,34 @@
+"""Trains: warm start (ict), pre-training (pretrain) or question answering (finetune), by the config's stage.
+
+  realm train --config=configs/ict.py --config.corpus=corpora/mine --workdir=runs/ict
+
+Any field of the config can be set as --config.a.b=value. A run that was stopped goes on from its newest checkpoint when
+it is started again. pretrain and finetune wait for an index: run  realm refresh_index --workdir=...  beside them.
+"""
+
+from __future__ import annotations
+
+import sys
+
+from absl import flags
+from ml_collections import config_flags
+
+from realm_jax import cli
+from realm_jax.index.run_dir import RunDir
+
+
+def define_flags(values: flags.FlagValues) -> None:
+  config_flags.DEFINE_config_file("config", None, "The experiment's config file.", lock_config=True, flag_values=values)
+  flags.DEFINE_string("workdir", None, "The run directory.", required=True, flag_values=values)
+
+
+def main(values: flags.FlagValues, positional: list[str]) -> None:
+  from realm_jax.training.loop import train  # noqa: PLC0415 after the flags, so that --help is quick
+
+  if positional or values.config is None:
+    raise ValueError("give --config=FILE.py and --workdir=DIR, and nothing else")
+  train(values.config, RunDir(values.workdir))
+
+
+if __name__ == "__main__":
+  sys.exit(cli.run(["train", *sys.argv[1:]]))

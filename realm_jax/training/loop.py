@@ -1,0 +1,137 @@
+"""The loop that trains every stage."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from realm_jax.data.passages import PassageStore
+from realm_jax.data.vocabulary import Vocabulary
+from realm_jax.index.run_dir import RunDir
+from realm_jax.index.tower_export import TowerWriter
+from realm_jax.model.retriever import passage_tower_params
+from realm_jax.training.adoption import SnapshotFollower
+from realm_jax.training.checkpoint import Checkpoints
+from realm_jax.training.metrics import MetricsLog
+from realm_jax.training.optimizer import bert_optimizer
+from realm_jax.training.stages import make_stage
+from realm_jax.training.start import abstract_params, initial_params
+from realm_jax.training.step import TrainState, init_state, train_step
+
+# What may change when a run is resumed.
+_FREE_FIELDS = {
+    "num_steps", "log_every", "tensorboard", "checkpoint.keep", "index.timeout", "index.keep", "index.batch_size",
+}  # fmt: skip
+
+
+def train(config: ConfigDict, run_dir: RunDir, *, log: Callable[[str], None] = print) -> None:
+  """Trains to config.num_steps in a run directory, from its newest checkpoint if it has one.
+
+  Raises:
+    ValueError: the run directory belongs to another config, or the config doesn't fit the corpus.
+  """
+  from realm_jax.data.tasks import query_batches  # noqa: PLC0415 TensorFlow, which the indexer and `ask` do without
+
+  store = PassageStore(config.corpus)
+  vocabulary = store.vocabulary()
+  stage = make_stage(config, store, vocabulary)
+  optimizer = _make_optimizer(config)
+  claim_run_dir(config, run_dir)
+  checkpoints = Checkpoints(run_dir, keep=config.checkpoint.keep)
+  tower_writer = TowerWriter(run_dir)
+
+  # The order is important. 1. Resume. 2. Export, for without parameters there is no index. 3. Wait for an index.
+  state = _start_or_resume(config, checkpoints, optimizer, vocabulary)
+  first_step = int(state.step)
+  tower_writer.write(first_step, passage_tower_params(state.params["retriever"]))
+  follower = None
+  if stage.needs_index:
+    follower = SnapshotFollower(
+        run_dir,
+        store,
+        first_step=first_step,
+        sync_every=config.index.export_every if config.index.sync else None,
+        timeout=config.index.timeout,
+        log=log,
+    )
+  metrics_log = MetricsLog(
+      run_dir, first_step=first_step, num_steps=config.num_steps, every=config.log_every, stage=config.stage,
+      tensorboard=config.tensorboard,
+  )  # fmt: skip
+  key = jax.device_put(jax.random.key(config.seed))
+  queries = query_batches(config.stage, stage.source, batch_size=config.batch_size, first_step=first_step)
+
+  for step in range(first_step, config.num_steps):
+    index = follower.adopt(step) if follower else None
+    batch = stage.make_batch(next(queries), state.params, index)
+    state, metrics = train_step(state, jax.device_put(batch), key, objective=stage.objective, optimizer=optimizer)
+    is_last = step + 1 == config.num_steps
+    if is_last or (step + 1) % config.index.export_every == 0:
+      tower_writer.write(step + 1, passage_tower_params(state.params["retriever"]))
+    if is_last or (step + 1) % config.checkpoint.every == 0:
+      checkpoints.save(step + 1, state, follower.version if follower else None)
+    ages = {"index_age": follower.age(step), "snapshot": follower.version} if follower else {}
+    metrics_log.add(step + 1, metrics, num_tokens=count_tokens(batch), **ages)
+
+  metrics_log.close()
+  if follower:
+    follower.close()
+  checkpoints.close()
+  tower_writer.close()
+  run_dir.done.write_text("done\n")
+
+
+def claim_run_dir(config: ConfigDict, run_dir: RunDir) -> None:
+  """Stores the config; a run directory that has one takes only changes that leave the steps made as they were."""
+  stored = _flatten(run_dir.read_config()) if run_dir.config.exists() else None
+  now = _flatten(config.to_dict())
+  if stored is not None:
+    different = [k for k in sorted(stored | now) if stored.get(k) != now.get(k) and k not in _FREE_FIELDS]
+    if different:
+      k = different[0]
+      raise ValueError(
+          f"{run_dir.path} belongs to a run with {k}={stored.get(k)!r}, now it is {now.get(k)!r}"
+          f"{f' (and {len(different) - 1} more fields differ)' if len(different) > 1 else ''}; "
+          "use the same config to resume, or another --workdir"
+      )
+  if stored != now:
+    run_dir.write_config(config.to_dict())
+
+
+def count_tokens(batch: Any) -> int:
+  """Tokens that the step reads, padding left out."""
+  return int(sum(np.count_nonzero(part.is_token) for part in batch if hasattr(part, "is_token")))
+
+
+def _make_optimizer(config: ConfigDict):
+  return bert_optimizer(
+      learning_rate=config.optimizer.learning_rate,
+      num_steps=config.num_steps,
+      num_warmup_steps=config.optimizer.warmup_steps,
+      weight_decay=config.optimizer.weight_decay,
+      max_grad_norm=config.optimizer.max_grad_norm,
+      corrects_bias=config.optimizer.corrects_bias,
+  )
+
+
+def _start_or_resume(config, checkpoints: Checkpoints, optimizer, vocabulary: Vocabulary) -> TrainState:
+  if checkpoints.newest_step() is None:
+    return jax.device_put(init_state(jax.device_put(initial_params(config, vocabulary)), optimizer))
+  sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+  abstract = jax.eval_shape(lambda p: init_state(p, optimizer), abstract_params(config, len(vocabulary)))
+  abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), abstract)
+  return checkpoints.restore(abstract)
+
+
+def _flatten(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+  flat = {}
+  for key, value in config.items():
+    if isinstance(value, dict):
+      flat |= _flatten(value, f"{prefix}{key}.")
+    else:
+      flat[prefix + key] = value
+  return flat

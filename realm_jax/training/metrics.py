@@ -1,0 +1,74 @@
+"""What a run says of itself: metrics.jsonl, TensorBoard, and a progress bar."""
+
+from __future__ import annotations
+
+import json
+import time
+from typing import Any
+
+import jax
+import tqdm
+
+from realm_jax.index.run_dir import RunDir, write_atomically
+
+
+class MetricsLog:
+  """Averages metrics over the steps between two lines of metrics.jsonl.
+
+  The values stay on the device until a line is due, so that logging makes no step wait.
+  """
+
+  def __init__(self, run_dir: RunDir, *, first_step: int, num_steps: int, every: int, stage: str, tensorboard: bool):
+    self._path, self._every, self._num_steps = run_dir.metrics, every, num_steps
+    self._pending: list[dict[str, Any]] = []
+    self._tokens = 0
+    self._since = time.monotonic()
+    self._bar = tqdm.tqdm(total=num_steps, initial=first_step, desc=stage, unit="step", mininterval=1.0)
+    _drop_lines_after(run_dir, first_step)
+    self._writer = _tensorboard_writer(run_dir) if tensorboard else None
+
+  def add(self, step: int, metrics: dict[str, jax.Array], *, num_tokens: int, **values: float) -> None:
+    """Takes the metrics of an update, the `step`-th; values are known on the host already."""
+    self._pending.append(metrics)
+    self._tokens += num_tokens
+    self._bar.update()
+    if step % self._every == 0 or step == self._num_steps:
+      self._write_line(step, values)
+
+  def close(self) -> None:
+    self._bar.close()
+    if self._writer is not None:
+      self._writer.close()
+
+  def _write_line(self, step: int, values: dict[str, float]) -> None:
+    pending = jax.device_get(self._pending)
+    seconds = time.monotonic() - self._since
+    line = {"step": step}
+    line |= {name: float(sum(m[name] for m in pending) / len(pending)) for name in pending[0]}
+    line |= values
+    line |= {"tokens_per_second": round(self._tokens / seconds), "steps_per_second": round(len(pending) / seconds, 4)}
+    with self._path.open("a") as file:
+      file.write(json.dumps(line) + "\n")
+    if self._writer is not None:
+      for name, value in line.items():
+        self._writer.scalar(name, value, step)
+    shown = ("loss", "retrieval_utility", "index_age")
+    self._bar.set_postfix({name: f"{line[name]:.3g}" for name in shown if line.get(name) is not None})
+    self._pending, self._tokens, self._since = [], 0, time.monotonic()
+
+
+def _drop_lines_after(run_dir: RunDir, step: int) -> None:
+  """A run that resumes makes the steps after its checkpoint again: their lines go, so that none stands twice."""
+  if run_dir.metrics.exists():
+    lines = run_dir.metrics.read_text().splitlines(keepends=True)
+    kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
+    if len(kept) < len(lines):
+      write_atomically(run_dir.metrics, "".join(kept))
+
+
+def _tensorboard_writer(run_dir: RunDir):
+  try:
+    from flax.metrics import tensorboard  # noqa: PLC0415
+  except ImportError as error:
+    raise ImportError("tensorboard=True needs TensorBoard: pip install tensorboard") from error
+  return tensorboard.SummaryWriter(str(run_dir.tensorboard))

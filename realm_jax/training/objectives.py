@@ -1,0 +1,97 @@
+"""The three stages' objectives: (parameters, batch, dropout key) -> loss and metrics."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from realm_jax.batch import IctBatch, MaskedBatch, QuestionBatch
+from realm_jax.model import losses
+from realm_jax.model.reader import Reader, span_candidates
+from realm_jax.model.retriever import Retriever
+
+Objective = Callable[[Any, Any, jax.Array], tuple[jax.Array, dict[str, jax.Array]]]
+
+
+def ict_objective(retriever: Retriever) -> Objective:
+  """Inverse cloze task with in-batch negatives."""
+
+  def objective(params, batch: IctBatch, key: jax.Array):
+    query_key, passage_key = jax.random.split(key)
+    query_emb_BD = _embed(retriever, params, batch.query_BQ, query_key, "embed_queries")
+    passage_emb_BD = _embed(retriever, params, batch.passage_BP, passage_key, "embed_passages")
+    loss, is_correct_B = losses.ict_loss(query_emb_BD, passage_emb_BD)
+    return loss, {"loss": loss, "ict_accuracy": is_correct_B.mean()}
+
+  return objective
+
+
+def masked_word_objective(retriever: Retriever, reader: Reader, *, per_example: bool) -> Objective:
+  """REALM's pre-training: fill in masked words, marginalised over the K passages, scored anew with current parameters."""
+
+  def objective(params, batch: MaskedBatch, key: jax.Array):
+    query_key, passage_key, reader_key = jax.random.split(key, 3)
+    query_emb_BD = _embed(retriever, params, batch.query_BQ, query_key, "embed_queries")
+    passage_emb_BKD = _embed(retriever, params, batch.passage_BKP, passage_key, "embed_passages")
+    score_BK = jnp.einsum("bd,bkd->bk", query_emb_BD, passage_emb_BKD)
+    num_passages = score_BK.shape[1]
+    mask_position_BKM = jnp.repeat(batch.mask_position_BM[:, None], num_passages, 1)
+    log_prob_BKMV = reader.apply(
+        {"params": params["reader"]}, batch.joint_BKJ, mask_position_BKM, deterministic=False,
+        rngs={"dropout": reader_key}, method="masked_word_log_prob",
+    )  # fmt: skip
+    target_BKM = jnp.broadcast_to(batch.mask_target_BM[:, None], mask_position_BKM.shape)
+    gold_log_prob_BKM = jnp.take_along_axis(log_prob_BKMV, target_BKM[..., None], -1)[..., 0]
+    weight_BM = batch.mask_weight_BM
+    loss = losses.masked_word_loss(score_BK, gold_log_prob_BKM, weight_BM, per_example=per_example)
+    prior_BK = jax.nn.softmax(score_BK)
+    return loss, {
+        "loss": loss,
+        "retrieval_utility": losses.retrieval_utility(score_BK, gold_log_prob_BKM, weight_BM),
+        "null_mass": prior_BK[:, 0].mean(),
+    }
+
+  return objective
+
+
+def question_objective(retriever: Retriever, reader: Reader) -> Objective:
+  """Fine-tuning: early retriever loss over the beam, reader loss over the spans of the first K passages."""
+
+  def objective(params, batch: QuestionBatch, key: jax.Array):
+    query_key, reader_key = jax.random.split(key)
+    query_emb_BD = _embed(retriever, params, batch.query_BQ, query_key, "embed_queries")
+    beam_score_BR = jnp.einsum("bd,brd->br", query_emb_BD, batch.beam_emb_BRD)
+    span_logit_BKS = reader.apply(
+        {"params": params["reader"]}, batch.joint_BKJ, batch.is_body_BKJ, deterministic=False,
+        rngs={"dropout": reader_key}, method="span_logit",
+    )  # fmt: skip
+    start_S, end_S = span_candidates(batch.is_body_BKJ.shape[-1], reader.max_span_width)
+    span_is_gold_BKS = (
+        (batch.gold_start_BKA[..., None] == start_S) & (batch.gold_end_BKA[..., None] == end_S)
+    ).any(-2)
+    retriever_loss_B, reader_loss_B = losses.question_loss(
+        beam_score_BR, batch.beam_has_answer_BR, span_logit_BKS, span_is_gold_BKS
+    )
+    loss = (retriever_loss_B + reader_loss_B).mean()
+    # Before fine-tuning is done, the prediction is the best span of all passages.
+    joint_BX = (span_logit_BKS + beam_score_BR[:, : span_logit_BKS.shape[1], None]).reshape(len(beam_score_BR), -1)
+    best_B1 = joint_BX.argmax(1, keepdims=True)
+    is_exact_B = jnp.take_along_axis(span_is_gold_BKS.reshape(joint_BX.shape), best_B1, 1)
+    return loss, {
+        "loss": loss,
+        "retriever_loss": retriever_loss_B.mean(),
+        "reader_loss": reader_loss_B.mean(),
+        "token_exact_match": is_exact_B.mean(),
+        "reader_oracle": span_is_gold_BKS.any((1, 2)).mean(),
+    }
+
+  return objective
+
+
+def _embed(retriever: Retriever, params, packed, key: jax.Array, method: str) -> jax.Array:
+  return retriever.apply(
+      {"params": params["retriever"]}, packed, deterministic=False, rngs={"dropout": key}, method=method
+  )

@@ -1,0 +1,79 @@
+"""What differs between the stages: their queries, how a batch is made of them, and their objective."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from ml_collections import ConfigDict
+
+from realm_jax.batch import QueryBatch
+from realm_jax.config import make_reader, make_retriever
+from realm_jax.data.passages import PassageStore
+from realm_jax.data.queries import MaskedSentenceSource, QuerySource, QuestionSource, SentenceSource
+from realm_jax.data.questions import read_questions
+from realm_jax.data.vocabulary import Vocabulary
+from realm_jax.index.retrieve import BatchAssembler, search
+from realm_jax.index.snapshot import Snapshot
+from realm_jax.training.objectives import Objective, ict_objective, masked_word_objective, question_objective
+
+
+class Stage(NamedTuple):
+  """The parts that the loop is given."""
+
+  source: QuerySource
+  objective: Objective
+  needs_index: bool
+  make_batch: Callable[[QueryBatch, Any, Snapshot | None], Any]  # queries, parameters, index -> the step's batch
+
+
+def make_stage(config: ConfigDict, store: PassageStore, vocabulary: Vocabulary) -> Stage:
+  """Raises ValueError where the config and the corpus don't fit together."""
+  retriever, reader = make_retriever(config.model, len(vocabulary)), make_reader(config.model, len(vocabulary))
+  assembler = BatchAssembler(store, vocabulary, joint_length=config.joint_length)
+  draw = {"seed": config.seed, "query_length": config.query_length, "max_masks": config.max_masks}
+  longest = max(store.passage_length, config.query_length, config.joint_length if config.stage != "ict" else 0)
+  if longest > config.model.max_length:
+    raise ValueError(f"inputs of {longest} tokens don't fit model.max_length={config.model.max_length}; raise it")
+
+  if config.stage == "ict":
+    return Stage(
+        SentenceSource(store, removal_rate=config.removal_rate, **draw),
+        ict_objective(retriever),
+        needs_index=False,
+        make_batch=lambda queries, params, index: assembler.ict_batch(queries),
+    )
+
+  if config.stage == "pretrain":
+    _check_num_passages(config.num_passages, len(store), "num_passages")
+
+    def make_masked_batch(queries, params, index):
+      # As many as K passages are asked for: one may be the query's own.
+      retrieved_id_BR = search(retriever, params["retriever"], queries, index, config.num_passages)[1]
+      return assembler.masked_batch(queries, retrieved_id_BR, config.num_passages)
+
+    objective = masked_word_objective(retriever, reader, per_example=config.marginalize_per_example)
+    return Stage(MaskedSentenceSource(store, **draw), objective, needs_index=True, make_batch=make_masked_batch)
+
+  if not config.questions:
+    raise ValueError("fine-tuning needs questions: set --config.questions to a jsonl file")
+  questions = read_questions(config.questions)
+  _check_num_passages(config.num_passages, len(store), "num_passages")
+  beam_size = min(config.beam_size, len(store))
+
+  def make_question_batch(queries, params, index):
+    retrieved_id_BR = search(retriever, params["retriever"], queries, index, beam_size)[1]
+    answers_B = [questions[i].answers for i in queries.question_id_B]
+    return assembler.question_batch(queries, answers_B, retrieved_id_BR, index, config.num_passages)
+
+  return Stage(
+      QuestionSource(questions, vocabulary, **draw),
+      question_objective(retriever, reader),
+      needs_index=True,
+      make_batch=make_question_batch,
+  )
+
+
+def _check_num_passages(num_passages: int, corpus_size: int, name: str) -> None:
+  if not 1 <= num_passages <= corpus_size:
+    raise ValueError(f"{name}={num_passages}, but the corpus has {corpus_size} passages; set it to 1 to {corpus_size}")

@@ -1,0 +1,34 @@
+"""One optimizer step: the same for every stage."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import optax
+
+from realm_jax.training.objectives import Objective
+
+
+class TrainState(NamedTuple):
+  """All that a step changes."""
+
+  step: jax.Array  # int32, updates made
+  params: Any
+  opt_state: optax.OptState
+
+
+def init_state(params: Any, optimizer: optax.GradientTransformation) -> TrainState:
+  return TrainState(jax.numpy.zeros((), jax.numpy.int32), params, optimizer.init(params))
+
+
+@functools.partial(jax.jit, static_argnames=("objective", "optimizer"), donate_argnums=0)
+def train_step(
+    state: TrainState, batch: Any, key: jax.Array, *, objective: Objective, optimizer: optax.GradientTransformation
+) -> tuple[TrainState, dict[str, jax.Array]]:
+  """One update. The dropout masks depend on (key, step) alone."""
+  grads, metrics = jax.grad(objective, has_aux=True)(state.params, batch, jax.random.fold_in(key, state.step))
+  updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+  metrics = metrics | {"grad_norm": optax.global_norm(grads)}
+  return TrainState(state.step + 1, optax.apply_updates(state.params, updates), opt_state), metrics
