@@ -31,7 +31,7 @@ def define_flags(values: flags.FlagValues) -> None:
   flags.DEFINE_bool("lowercase", True, "Lower-case and strip accents, as uncased BERT does.", flag_values=values)
   flags.DEFINE_string("tagger", "rules", "Who finds named entities: rules, spacy, spacy:MODEL or none (dates only).", flag_values=values)
   flags.DEFINE_bool("strict", False, "Refuse the first bad line instead of skipping it.", flag_values=values)
-  flags.DEFINE_integer("num_articles", None, "Read no more articles than this.", 1, flag_values=values)
+  flags.DEFINE_integer("num_passages", None, "Stop at this many passages.", 1, flag_values=values)
   flags.DEFINE_string("source", "", "Where the text comes from; kept in corpus.json.", flag_values=values)
   flags.DEFINE_string("license", "", "The text's licence; kept in corpus.json.", flag_values=values)
 
@@ -56,7 +56,7 @@ def main(values: flags.FlagValues, positional: list[str]) -> None:
       tagger=make_tagger(values.tagger),
       whole=values.whole,
       strict=values.strict,
-      num_articles=values.num_articles,
+      num_passages=values.num_passages,
       description=description,
       progress=lambda articles: tqdm.tqdm(articles, desc="articles", unit="", mininterval=1.0),
   )

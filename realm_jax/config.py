@@ -22,6 +22,7 @@ def paper_config(stage: str) -> ConfigDict:
   config.corpus = ""  # a passage store (realm build_corpus)
   config.questions = ""  # finetune: training questions, jsonl
   config.init = ""  # start from: a run directory, or a directory with a BERT in HF's form (model.safetensors)
+  config.init_reader = ""  # start the reader from: a directory with a BERT; empty: from what init has
   config.seed = 0
   config.num_steps = 200_000
   config.batch_size = 512

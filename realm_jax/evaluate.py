@@ -86,9 +86,24 @@ def _store(run_dir: RunDir, name: str, result: dict, predictions: list[dict] | N
   write_atomically(run_dir.evaluation / f"{name}.json", json.dumps(result, indent=2) + "\n")
 
 
+def _format(value: float | None) -> str:
+  return "-" if value is None else str(value) if isinstance(value, int) else f"{value:.1f}"
+
+
+def _index_use(run_dir: RunDir) -> dict[str, float]:
+  """Snapshots adopted, and the mean age of the one in force over all steps."""
+  if not run_dir.adoption_steps():
+    return {}
+  lines = [json.loads(line) for line in run_dir.metrics.read_text().splitlines()]
+  steps = [line["step"] for line in lines]
+  weights = [b - a for a, b in zip([0, *steps], steps)]
+  age = sum(line["index_age"] * w for line, w in zip(lines, weights)) / sum(weights)
+  return {"snapshots": len(run_dir.adoption_steps()), "mean_index_age": age}
+
+
 def format_table(workdirs: list[str]) -> str:
   """All results stored in runs, a line each."""
-  columns = [*(f"recall@{k}" for k in RECALL_AT), "exact_match", "f1"]
+  columns = [*(f"recall@{k}" for k in RECALL_AT), "exact_match", "f1", "snapshots", "mean_index_age"]
   rows = []
   for workdir in workdirs:
     run_dir = RunDir(workdir)
@@ -96,8 +111,8 @@ def format_table(workdirs: list[str]) -> str:
     if not paths:
       raise FileNotFoundError(f"no results in {run_dir.evaluation}; make them with realm evaluate --workdir={workdir}")
     for path in paths:
-      result = json.loads(path.read_text())
-      cells = [f"{result[c]:.1f}" if c in result else "-" for c in columns]
+      result = json.loads(path.read_text()) | ({} if path.name.startswith("bm25") else _index_use(run_dir))
+      cells = [_format(result.get(c)) for c in columns]
       rows.append([f"{run_dir.path.name} {path.stem}", str(result["num_questions"]), *cells])
   header = ["run, questions", "number", *columns]
   widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]

@@ -25,6 +25,6 @@ def sample_store(sample_vocabulary, tmp_path_factory) -> PassageStore:
     passage_length=256,
     tagger=RuleTagger(),
     whole=True,
-    num_articles=40,
+    num_passages=40,
   )
   return PassageStore(path)

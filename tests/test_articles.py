@@ -17,7 +17,9 @@ def read(path, **options):
   return list(read_articles(path, rejections=Rejections(), **options))
 
 
-@pytest.mark.parametrize(("name", "compress"), [("x.jsonl", bytes), ("x.jsonl.gz", gzip.compress), ("x.jsonl.xz", lzma.compress)])
+@pytest.mark.parametrize(
+  ("name", "compress"), [("x.jsonl", bytes), ("x.jsonl.gz", gzip.compress), ("x.jsonl.xz", lzma.compress)]
+)
 def test_reads_plain_and_compressed(tmp_path, name, compress):
   (tmp_path / name).write_bytes(compress(LINES))
   assert read(tmp_path / name) == ARTICLES
@@ -101,7 +103,8 @@ def test_an_over_long_line_is_skipped_whole(tmp_path, monkeypatch):
 def test_refuses_a_file_that_is_cut_off(tmp_path, suffix, compress):
   path = tmp_path / f"x.jsonl{suffix}"
   path.write_bytes(compress(LINES)[:-4])
-  with pytest.raises(ValueError, match=rf"x.jsonl{suffix} can't be decompressed after line \d .*; is it cut off\? Fetch it again"):
+  message = rf"x.jsonl{suffix} can't be decompressed after line \d .*; is it cut off\? Fetch it again"
+  with pytest.raises(ValueError, match=message):
     read(path)
 
 

@@ -43,7 +43,9 @@ def drop_leaf(tree):
   del tree["layer"]["bias"]
 
 
-@pytest.mark.parametrize("change", [flip_bit, rename_leaf, rename_parent, reshape, make_scalar_a_row, change_type, drop_leaf])
+@pytest.mark.parametrize(
+  "change", [flip_bit, rename_leaf, rename_parent, reshape, make_scalar_a_row, change_type, drop_leaf]
+)
 def test_every_change_changes_the_digest(change):
   tree = make_tree()
   change(tree)

@@ -12,7 +12,8 @@ from realm_jax.data.spans import KINDS, Span
 from realm_jax.data.splitting import split_articles
 from realm_jax.data.vocabulary import SPECIAL_TOKENS, Vocabulary
 
-VOCABULARY = Vocabulary([*SPECIAL_TOKENS, "marie", "cu", "##rie", "was", "born", "in", "paris", ".", "1867", "é"], lowercase=True)
+WORDPIECES = ["marie", "cu", "##rie", "was", "born", "in", "paris", ".", "1867", "e"]
+VOCABULARY = Vocabulary([*SPECIAL_TOKENS, *WORDPIECES], lowercase=True)
 ARTICLES = [
   Article("first", "Marie", "Marie Curie was born. In Paris in 1867."),
   Article("é", "", "É."),
@@ -177,7 +178,8 @@ def test_a_damaged_description_is_refused(store):
 
 
 def test_no_store(tmp_path):
-  with pytest.raises(FileNotFoundError, match=r"no corpus at .* \(it has no corpus.json\); make one with realm build_corpus"):
+  message = r"no corpus at .* \(it has no corpus.json\); make one with realm build_corpus"
+  with pytest.raises(FileNotFoundError, match=message):
     PassageStore(tmp_path)
 
 

@@ -130,7 +130,9 @@ def test_readers_see_the_old_content_or_the_new(tmp_path):
 
 def test_config_round_trip_and_its_timeout(tmp_path):
   run_dir = RunDir(tmp_path / "run")
-  with pytest.raises(TimeoutError, match=r"^waited 0 s for config\.json in .*/run: start realm train with this --workdir"):
+  with pytest.raises(
+    TimeoutError, match=r"^waited 0 s for config\.json in .*/run: start realm train with this --workdir"
+  ):
     run_dir.read_config()
   run_dir.write_config({"b": 1, "a": {"c": [1.5, None]}})
   assert run_dir.read_config() == {"a": {"c": [1.5, None]}, "b": 1}

@@ -98,7 +98,7 @@ def test_sentences_begin_at_characters_not_bytes():
   (passage,) = split(text, 64, title="")
   begins = passage.body_encoding.char_range[passage.sentence_start, 0]
   assert [text[b] for b in begins] == ["“", "😀", "É"]
-  assert begins.tolist() == [0, 10, 18]
+  assert begins.tolist() == [0, 10, 19]
 
 
 def test_text_without_tokens_gives_no_passage():
@@ -128,7 +128,7 @@ def test_greedy_packing_equals_its_twin(passage_length):
 @pytest.mark.parametrize("passage_length", [16, 24, 64])
 def test_no_text_is_lost(passage_length):
   rng = np.random.default_rng(passage_length)
-  words = ["The", "cat", "É", "e\u0301", "xyx", "x" * 40, "日本", "🐄", "“sat.”", "ran.", "ate!", "Dr.", "\n\n", "…", "(x)"]
+  words = "The cat É e\u0301 xyx 日本 🐄 “sat.” ran. ate! Dr. … (x)".split() + ["x" * 40, "\n\n"]
   for _ in range(30):
     text = " ".join(rng.choice(words, rng.integers(1, 120))).strip()
     passages = split(text, passage_length)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from realm_jax.data.articles import Article, Rejections, read_articles
@@ -40,7 +40,7 @@ def build_passages(
     tagger: Tagger,
     whole: bool = False,
     strict: bool = False,
-    num_articles: int | None = None,
+    num_passages: int | None = None,
     description: dict[str, Any] | None = None,
     progress: Callable[[Iterator[Article]], Iterator[Article]] = lambda articles: articles,
 ) -> dict[str, Any]:
@@ -51,7 +51,7 @@ def build_passages(
     output_path: the store's directory, which must not exist yet.
     whole: the articles are ready passages, see `split_articles`.
     strict: refuse the first bad line.
-    num_articles: read no more than this many.
+    num_passages: stop when there are this many.
     description: goes into corpus.json: source, licence.
     progress: wraps the articles, to show how far it is.
 
@@ -62,14 +62,18 @@ def build_passages(
     ValueError: nothing usable in the input, or what `read_articles` raises.
   """
   rejections = Rejections()
-  articles = itertools.islice(read_articles(input_path, rejections=rejections, strict=strict), num_articles)
+  articles = read_articles(input_path, rejections=rejections, strict=strict)
   num_read = 0
   with PassageWriter(output_path, vocabulary, passage_length=passage_length) as writer:
     for chunk in _chunks(progress(articles)):
       num_read += len(chunk)
       passages = list(split_articles(chunk, vocabulary, passage_length=passage_length, whole=whole))
+      if num_passages is not None:
+        passages = passages[: num_passages - writer.num_passages]
       for passage, spans in zip(passages, salient_spans([p.body for p in passages], tagger)):
         writer.add(passage, spans)
+      if writer.num_passages == num_passages:
+        break
     if writer.num_passages == 0:
       reasons = rejections.describe() or ("no text has a wordpiece" if num_read else "the file has no line")
       raise ValueError(f'{input_path} gives an empty corpus: {reasons}; expected {{"id", "title", "text"}} a line')
@@ -83,6 +87,7 @@ def build_passages(
   return result | {"num_passages": writer.num_passages, "num_spans": writer.num_spans, "rejected_lines": rejections.describe()}
 
 
-def _chunks(articles: Iterator[Article]) -> Iterator[tuple[Article, ...]]:
+def _chunks(articles: Iterable[Article]) -> Iterator[tuple[Article, ...]]:
+  articles = iter(articles)  # once: a progress bar starts anew with each iter()
   while chunk := tuple(itertools.islice(articles, _CHUNK)):
     yield chunk

@@ -146,7 +146,9 @@ class PassageStore:
     try:
       self.description = json.loads((self.path / "corpus.json").read_text(encoding="utf-8"))
     except ValueError as error:
-      raise ValueError(f"{self.path / 'corpus.json'} is no JSON ({error}): the corpus is damaged; build it again") from None
+      raise ValueError(
+          f"{self.path / 'corpus.json'} is no JSON ({error}): the corpus is damaged; build it again"
+      ) from None
     if self.description.get("format") != FORMAT:
       raise ValueError(
           f"{self.path} has the format {self.description.get('format')!r}, this version reads {FORMAT!r}; "
@@ -196,8 +198,9 @@ class PassageStore:
   def verify(self) -> None:
     """Reads every file and compares its digest; raises ValueError that names the first that differs."""
     for name, digest in self.description["file_digest"].items():
-      if _file_digest(self.path / name) != digest:
-        raise ValueError(f"{self.path / name} is not what was built (its digest differs); build the corpus again")
+      path = self.path / name
+      if not path.is_file() or _file_digest(path) != digest:
+        raise ValueError(f"{path} is not what was built (its digest differs); build the corpus again")
 
   def _map(self, name: str, dtype: str, shape: tuple[int, ...]) -> np.ndarray:
     path = self.path / f"{name}.bin"

@@ -151,7 +151,7 @@ _FUNCTION_WORDS = frozenset(
 # These are no name alone, but may begin one ("New York").
 _COMMON_WORDS = frozenset(
   """
-  agriculture ancient based basic beginning born changes common contemporary critics current date different early
+  agriculture aside ancient based basic beginning born changes common contemporary critics current date different early
   eight even examples first five former general high historians historical history important international large
   larger last late little local long main major members men mixed modern natural new next nine non notable note
   nothing part people personal physical post pre previous pseudo public recent religious scholars second semi seven
@@ -163,11 +163,12 @@ _CALENDAR = f"{_MONTHS} Monday Tuesday Wednesday Thursday Friday Saturday Sunday
 _NO_NAMES = _FUNCTION_WORDS | _COMMON_WORDS | frozenset(_CALENDAR.lower().split())
 # These are no part of the name that they precede.
 _NOT_FIRST = frozenset(
-  "of for the & The Sir President Senator Professor Mr Mr. Mrs Mrs. Ms Ms. Dr Dr. Prof. Rev. Gen. Col. Lt. Maj. Capt. Gov. Sen.".split()
+  "of for the & The Sir President Senator Professor Mr Mr. Mrs Mrs. Ms Ms. Dr Dr. Prof. Rev. Gen. Col. Lt. Maj. Capt. "
+  "Gov. Sen.".split()
 )
 # A word with such an end that opens a sentence is rarely a name.
 _COMMON_END = re.compile(
-  r"(?:ly|ed|ing|able|tions?|ments?|ness|it(?:y|ies)|ists|isms?|ers|ors|ics|ive|ous|ical|ional|[ae]nces?|graphy|"
+  r"(?:ly|ed|ing|able|tions?|ments?|ness|it(?:y|ies)|ists|isms?|ers|ors|ics|ive|ous|ical|ific|ional|[ae]nces?|graphy|"
   r"ology|als|ures)$"
 )
 

@@ -55,7 +55,7 @@ def make_task(name: str, source: QuerySource, *, first_example: int = 0) -> seqi
         column.set_shape((None, *field.shape[1:]))
       return dict(zip(QueryBatch._fields, columns))
 
-    return dataset.batch(_CHUNK).map(draw_chunk, deterministic=True).unbatch()
+    return dataset.batch(_CHUNK).map(draw_chunk).unbatch()
 
   features = {
       field: seqio.Feature(

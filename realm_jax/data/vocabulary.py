@@ -98,7 +98,9 @@ class Vocabulary:
     tokenizer.normalizer = _normalizer(lowercase)
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     if size < len(SPECIAL_TOKENS) + 2:
-      raise ValueError(f"size {size} has no room for {len(SPECIAL_TOKENS)} special tokens and a character; give 100 or more")
+      raise ValueError(
+          f"size {size} has no room for {len(SPECIAL_TOKENS)} special tokens and a character; give 100 or more"
+      )
     characters = _frequent_characters(texts, tokenizer, (size - len(SPECIAL_TOKENS)) // 2)
     # Left to itself the trainer numbers "##x" in the order of a hash table, and ties between merges go by number.
     continuations = [f"##{c}" for c in characters if _continues_word(c, tokenizer)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 
 import bm25s
@@ -9,6 +10,9 @@ import numpy as np
 import Stemmer
 
 from realm_jax.data.passages import PassageStore
+
+
+logging.getLogger("bm25s").setLevel(logging.WARNING)  # it tells of every index that it builds
 
 
 class Bm25:

@@ -63,8 +63,9 @@ def follow(
       emb_ND = embed_passages(tower, export.params, store, vocabulary, batch_size=batch_size, progress=progress)
       embedded = time.monotonic()
       version = snapshots.publish(
-          run_dir, emb_ND, store, params_step=step, params_digest=export.digest, searcher=searcher, exact_below=exact_below
-      )
+          run_dir, emb_ND, store, params_step=step, params_digest=export.digest,
+          searcher=searcher, exact_below=exact_below,
+      )  # fmt: skip
       published_step = step
       num_published += 1
       snapshots.delete_old(run_dir, keep=keep)

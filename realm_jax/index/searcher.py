@@ -82,8 +82,8 @@ class ScannSearcher:
     builder = scann.scann_ops_pybind.builder(emb_ND, settings["rescored"], "dot_product")
     if len(emb_ND) < _MIN_QUANTIZED:
       return cls(builder.score_brute_force().build(), len(emb_ND), settings)
-    # Without random_init=False every build differs.
-    builder = builder.tree(
+    # Every build differs without random_init=False, and on a busy machine with more than one thread.
+    builder = builder.set_n_training_threads(1).tree(
         settings["num_leaves"], settings["num_leaves_searched"], training_sample_size=settings["training_sample_size"],
         random_init=False, soar_lambda=settings["soar_lambda"], overretrieve_factor=settings["overretrieve_factor"],
     )  # fmt: skip
@@ -103,12 +103,12 @@ class ScannSearcher:
     _check_k(k, self.num_passages)
     query = _check_finite(np.ascontiguousarray(query_emb_BD, np.float32))
     # A beam is wider than what is rescored for a few passages: twice k are, out of leaves that hold about 8 k.
-    num_leaves = self._settings["num_leaves"]
+    num_leaves, num_passages = self._settings["num_leaves"], self.num_passages
     passage_id, score = self._index.search_batched(
         query,
         final_num_neighbors=k,
-        pre_reorder_num_neighbors=min(self.num_passages, max(self._settings["rescored"], 2 * k)),
-        leaves_to_search=min(num_leaves, max(self._settings["num_leaves_searched"], -(-8 * k * num_leaves // self.num_passages))),
+        pre_reorder_num_neighbors=min(num_passages, max(self._settings["rescored"], 2 * k)),
+        leaves_to_search=min(num_leaves, max(self._settings["num_leaves_searched"], -(-8 * k * num_leaves // num_passages))),
     )
     score, passage_id = np.asarray(score, np.float32), np.asarray(passage_id, np.int32)
     if np.isnan(score).any():
@@ -118,7 +118,10 @@ class ScannSearcher:
 
 
 def scann_settings(num_passages: int) -> dict[str, Any]:
-  """ScaNN's settings from N: leaves of about sqrt(N) passages, a tenth searched, 200 rescored; for a wide beam `search` takes more."""
+  """ScaNN's settings from N: leaves of about sqrt(N) / 2 passages, a tenth searched, 200 rescored.
+
+  For a wide beam `search` takes more of both.
+  """
   num_leaves = int(max(1, min(num_passages // 16, round(num_passages**0.5 * 2))))
   return {
       "num_leaves": num_leaves,

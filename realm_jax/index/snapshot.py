@@ -110,7 +110,9 @@ def read_manifest(run_dir: RunDir, version: int) -> dict[str, Any]:
   try:
     manifest = json.loads(path.read_bytes())
   except FileNotFoundError as error:
-    raise SnapshotError(f"snapshot {version} is not in {run_dir.index} (no {path}); run realm refresh_index --once") from error
+    raise SnapshotError(
+        f"snapshot {version} is not in {run_dir.index} (no {path}); run realm refresh_index --once"
+    ) from error
   except ValueError as error:
     raise SnapshotError(f"{path} is damaged ({error}); {remedy}") from error
   if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:

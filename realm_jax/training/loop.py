@@ -18,7 +18,7 @@ from realm_jax.training.adoption import SnapshotFollower
 from realm_jax.training.checkpoint import Checkpoints
 from realm_jax.training.metrics import MetricsLog
 from realm_jax.training.optimizer import bert_optimizer
-from realm_jax.training.stages import make_stage
+from realm_jax.training.stages import Stage, make_stage
 from realm_jax.training.start import abstract_params, initial_params
 from realm_jax.training.step import TrainState, init_state, train_step
 
@@ -39,7 +39,7 @@ def train(config: ConfigDict, run_dir: RunDir, *, log: Callable[[str], None] = p
   store = PassageStore(config.corpus)
   vocabulary = store.vocabulary()
   stage = make_stage(config, store, vocabulary)
-  optimizer = _make_optimizer(config)
+  optimizer = _make_optimizer(config, stage)
   claim_run_dir(config, run_dir)
   checkpoints = Checkpoints(run_dir, keep=config.checkpoint.keep)
   tower_writer = TowerWriter(run_dir)
@@ -74,8 +74,9 @@ def train(config: ConfigDict, run_dir: RunDir, *, log: Callable[[str], None] = p
       tower_writer.write(step + 1, passage_tower_params(state.params["retriever"]))
     if is_last or (step + 1) % config.checkpoint.every == 0:
       checkpoints.save(step + 1, state, follower.version if follower else None)
-    ages = {"index_age": follower.age(step), "snapshot": follower.version} if follower else {}
-    metrics_log.add(step + 1, metrics, num_tokens=count_tokens(batch), **ages)
+    if follower:
+      metrics |= {"index_age": follower.age(step)}
+    metrics_log.add(step + 1, metrics, num_tokens=count_tokens(batch))
 
   metrics_log.close()
   if follower:
@@ -107,7 +108,7 @@ def count_tokens(batch: Any) -> int:
   return int(sum(np.count_nonzero(part.is_token) for part in batch if hasattr(part, "is_token")))
 
 
-def _make_optimizer(config: ConfigDict):
+def _make_optimizer(config: ConfigDict, stage: Stage):
   return bert_optimizer(
       learning_rate=config.optimizer.learning_rate,
       num_steps=config.num_steps,
@@ -115,6 +116,7 @@ def _make_optimizer(config: ConfigDict):
       weight_decay=config.optimizer.weight_decay,
       max_grad_norm=config.optimizer.max_grad_norm,
       corrects_bias=config.optimizer.corrects_bias,
+      frozen=stage.frozen,
   )
 
 

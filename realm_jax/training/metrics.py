@@ -27,25 +27,24 @@ class MetricsLog:
     _drop_lines_after(run_dir, first_step)
     self._writer = _tensorboard_writer(run_dir) if tensorboard else None
 
-  def add(self, step: int, metrics: dict[str, jax.Array], *, num_tokens: int, **values: float) -> None:
-    """Takes the metrics of an update, the `step`-th; values are known on the host already."""
+  def add(self, step: int, metrics: dict[str, jax.Array], *, num_tokens: int) -> None:
+    """Takes the metrics of an update, the `step`-th: arrays on the device or numbers."""
     self._pending.append(metrics)
     self._tokens += num_tokens
     self._bar.update()
     if step % self._every == 0 or step == self._num_steps:
-      self._write_line(step, values)
+      self._write_line(step)
 
   def close(self) -> None:
     self._bar.close()
     if self._writer is not None:
       self._writer.close()
 
-  def _write_line(self, step: int, values: dict[str, float]) -> None:
+  def _write_line(self, step: int) -> None:
     pending = jax.device_get(self._pending)
     seconds = time.monotonic() - self._since
     line = {"step": step}
     line |= {name: float(sum(m[name] for m in pending) / len(pending)) for name in pending[0]}
-    line |= values
     line |= {"tokens_per_second": round(self._tokens / seconds), "steps_per_second": round(len(pending) / seconds, 4)}
     with self._path.open("a") as file:
       file.write(json.dumps(line) + "\n")

@@ -24,6 +24,7 @@ class Stage(NamedTuple):
   source: QuerySource
   objective: Objective
   needs_index: bool
+  frozen: tuple[str, ...]  # parameters that are not trained
   make_batch: Callable[[QueryBatch, Any, Snapshot | None], Any]  # queries, parameters, index -> the step's batch
 
 
@@ -41,6 +42,7 @@ def make_stage(config: ConfigDict, store: PassageStore, vocabulary: Vocabulary) 
         SentenceSource(store, removal_rate=config.removal_rate, **draw),
         ict_objective(retriever),
         needs_index=False,
+        frozen=(),
         make_batch=lambda queries, params, index: assembler.ict_batch(queries),
     )
 
@@ -53,7 +55,7 @@ def make_stage(config: ConfigDict, store: PassageStore, vocabulary: Vocabulary) 
       return assembler.masked_batch(queries, retrieved_id_BR, config.num_passages)
 
     objective = masked_word_objective(retriever, reader, per_example=config.marginalize_per_example)
-    return Stage(MaskedSentenceSource(store, **draw), objective, needs_index=True, make_batch=make_masked_batch)
+    return Stage(MaskedSentenceSource(store, **draw), objective, needs_index=True, frozen=(), make_batch=make_masked_batch)
 
   if not config.questions:
     raise ValueError("fine-tuning needs questions: set --config.questions to a jsonl file")
@@ -70,6 +72,7 @@ def make_stage(config: ConfigDict, store: PassageStore, vocabulary: Vocabulary) 
       QuestionSource(questions, vocabulary, **draw),
       question_objective(retriever, reader),
       needs_index=True,
+      frozen=("passage_tower",),  # the index was made by it
       make_batch=make_question_batch,
   )
 

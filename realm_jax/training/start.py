@@ -20,13 +20,13 @@ from realm_jax.model.retriever import passage_tower_params
 
 _HF_NAMES = (  # HF's name -> ours, in the tree of model.bert.Bert; a kernel is transposed
     (r"embeddings\.(word|position|token_type)_embeddings\.weight", r"\1_embeddings/embedding"),
-    (r"embeddings\.LayerNorm\.(weight|bias)", r"layer_norm/\1"),
+    (r"embeddings\.LayerNorm\.(weight|bias|gamma|beta)", r"layer_norm/\1"),
     (r"encoder\.layer\.(\d+)\.attention\.self\.(query|key|value)\.(weight|bias)", r"layer_\1/\2/\3"),
     (r"encoder\.layer\.(\d+)\.attention\.output\.dense\.(weight|bias)", r"layer_\1/attention_output/\2"),
-    (r"encoder\.layer\.(\d+)\.attention\.output\.LayerNorm\.(weight|bias)", r"layer_\1/attention_layer_norm/\2"),
+    (r"encoder\.layer\.(\d+)\.attention\.output\.LayerNorm\.(weight|bias|gamma|beta)", r"layer_\1/attention_layer_norm/\2"),
     (r"encoder\.layer\.(\d+)\.intermediate\.dense\.(weight|bias)", r"layer_\1/mlp_in/\2"),
     (r"encoder\.layer\.(\d+)\.output\.dense\.(weight|bias)", r"layer_\1/mlp_out/\2"),
-    (r"encoder\.layer\.(\d+)\.output\.LayerNorm\.(weight|bias)", r"layer_\1/mlp_layer_norm/\2"),
+    (r"encoder\.layer\.(\d+)\.output\.LayerNorm\.(weight|bias|gamma|beta)", r"layer_\1/mlp_layer_norm/\2"),
     (r"pooler\.dense\.(weight|bias)", r"pooler/\1"),
 )
 
@@ -34,16 +34,13 @@ _HF_NAMES = (  # HF's name -> ours, in the tree of model.bert.Bert; a kernel is 
 def initial_params(config: ConfigDict, vocabulary: Vocabulary) -> dict[str, Any]:
   """{"retriever": ..., "reader": ...} (ICT trains no reader), from `config.init` as far as that has them."""
   params = _random_params(config, len(vocabulary))
-  if not config.init:
-    return params
-  path = pathlib.Path(config.init)
-  if RunDir(config.init).config.exists():
-    return _from_run(config.init, params)
-  if (path / "model.safetensors").is_file():
-    return _from_bert(path, params, vocabulary)
-  raise FileNotFoundError(
-      f"--config.init={config.init} is neither a run directory (config.json) nor a BERT (model.safetensors with vocab.txt)"
-  )
+  if config.init and RunDir(config.init).config.exists():
+    params = _from_run(config.init, params)
+  elif config.init:
+    params = _from_bert(pathlib.Path(config.init), params, vocabulary)
+  if config.init_reader and "reader" in params:
+    params |= {"reader": _from_bert(pathlib.Path(config.init_reader), params, vocabulary)["reader"]}
+  return params
 
 
 def abstract_params(config: ConfigDict, vocab_size: int) -> dict[str, Any]:
@@ -79,6 +76,8 @@ def _from_run(run: str, params: dict[str, Any]) -> dict[str, Any]:
 
 def _from_bert(path: pathlib.Path, params: dict[str, Any], vocabulary: Vocabulary) -> dict[str, Any]:
   """BERT's weights for every encoder of ours; heads and projections stay random."""
+  if not (path / "model.safetensors").is_file():
+    raise FileNotFoundError(f"{path} is neither a run directory (config.json) nor a BERT (model.safetensors with vocab.txt)")
   theirs = Vocabulary.load(path / "vocab.txt", lowercase=vocabulary.lowercase)
   if theirs.digest != vocabulary.digest:
     raise ValueError(
@@ -112,6 +111,7 @@ def read_bert(path: pathlib.Path) -> dict[str, Any]:
 
 def _place(tree: dict[str, Any], path: list[str], value: np.ndarray) -> None:
   *parents, leaf = path
+  leaf = {"gamma": "weight", "beta": "bias"}.get(leaf, leaf)  # so in bert-base-uncased
   if leaf == "weight":
     leaf, value = ("scale", value) if value.ndim == 1 else ("kernel", np.ascontiguousarray(value.T))
   for parent in parents:

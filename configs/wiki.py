@@ -1,0 +1,31 @@
+"""The loop on 20,000 passages of Wikipedia from BERT-tiny: --config=configs/wiki.py:STAGE with ict or pretrain.
+
+What docs/results.md reports; half an hour on 2 CPU cores. Set --config.corpus, --config.init (a BERT-tiny in HF's form
+for ict, the ICT run for pretrain) and, for pretrain, --config.init_reader (the BERT-tiny).
+"""
+
+from realm_jax.config import paper_config
+
+
+def get_config(stage):
+  config = paper_config(stage)
+  config.model.update(hidden_size=128, num_layers=2, num_heads=2, mlp_size=512)
+  config.model.dropout_rate = 0.0  # its random numbers cost a third of the step on a CPU
+  config.model.embedding_dropout_rate = 0.0
+  config.optimizer.corrects_bias = True
+  config.query_length = 48
+  config.joint_length = 160
+  config.max_masks = 5
+  config.log_every = 10
+  if stage == "ict":
+    config.update(num_steps=300, batch_size=64)
+    config.optimizer.learning_rate = 5e-4
+    config.optimizer.warmup_steps = 40
+    config.checkpoint.every = 100
+  else:
+    config.update(num_steps=400, batch_size=16, num_passages=4)
+    config.optimizer.learning_rate = 5e-4
+    config.optimizer.warmup_steps = 40
+    config.index.export_every = 50
+    config.checkpoint.every = 100
+  return config

@@ -1,0 +1,185 @@
+"""Bert and its masked-word head: a NumPy twin in float64, padding, axes and types."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy.special import log_softmax, softmax
+
+from realm_jax.batch import Packed
+from realm_jax.model.bert import Bert, MaskedWordHead
+
+SIZES = {"vocab_size": 23, "hidden_size": 12, "num_layers": 2, "num_heads": 3, "mlp_size": 20, "max_length": 9}
+
+
+@pytest.fixture(autouse=True)
+def exact_products():
+  with jax.default_matmul_precision("highest"):
+    yield
+
+
+@pytest.fixture(scope="module")
+def params():
+  return random_params(lambda key: Bert(**SIZES).init(key, random_packed((1,), 4), method=encode_and_pool))
+
+
+@pytest.fixture(scope="module")
+def head_params():
+  return random_params(lambda key: MaskedWordHead(23).init(key, jnp.zeros((1, 12)), jnp.zeros((23, 12))))
+
+
+def random_params(init):
+  """No parameter is 0 or 1, so that none can be left out unseen."""
+  rng = np.random.default_rng(5)
+  shapes = jax.eval_shape(init, jax.random.key(0))["params"]
+  assert {x.dtype for x in jax.tree.leaves(shapes)} == {np.dtype(np.float32)}
+  return jax.tree_util.tree_map_with_path(
+    lambda path, x: rng.normal(path[-1].key == "scale", 0.4, x.shape).astype(np.float32), shapes
+  )
+
+
+def encode_and_pool(bert, packed):
+  hidden = bert(packed)
+  return hidden, bert.pool(hidden)
+
+
+def random_packed(shape, length, num_tokens=None):
+  rng = np.random.default_rng(length)
+  is_token = np.arange(length) < (length if num_tokens is None else np.asarray(num_tokens)[..., None])
+  return Packed(
+    rng.integers(0, SIZES["vocab_size"], (*shape, length)).astype(np.int32),
+    (np.arange(length) >= length // 2).astype(np.int32) * np.ones((*shape, 1), np.int32),
+    np.broadcast_to(is_token, (*shape, length)),
+  )
+
+
+@functools.partial(jax.jit, static_argnames="dtype")
+def encode(params, packed, dtype=jnp.float32):
+  return Bert(**SIZES, dtype=dtype).apply({"params": params}, packed)
+
+
+@jax.jit
+def encode_with_dropout(params, packed, key):
+  bert = Bert(**SIZES, dropout_rate=0.5)
+  return bert.apply({"params": params}, packed, deterministic=False, rngs={"dropout": key})
+
+
+@functools.partial(jax.jit, static_argnames="dtype")
+def predict(head_params, hidden, word_embedding_VE, dtype=jnp.float32):
+  return MaskedWordHead(23, dtype=dtype).apply({"params": head_params}, hidden, word_embedding_VE)
+
+
+def dense(p, x):
+  return x @ p["kernel"] + p["bias"]
+
+
+def layer_norm(p, x):
+  mean = x.mean(-1, keepdims=True)
+  variance = ((x - mean) ** 2).mean(-1, keepdims=True)
+  return (x - mean) / np.sqrt(variance + 1e-12) * p["scale"] + p["bias"]
+
+
+def gelu(x):
+  """The tanh form of Google's code, with its constants."""
+  return 0.5 * x * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)))
+
+
+def numpy_encode(p, packed, num_heads=3):
+  """One row [L] at a time, one head at a time."""
+  x = p["word_embeddings"]["embedding"][packed.token_id]
+  x = x + p["token_type_embeddings"]["embedding"][packed.segment_id]
+  x = layer_norm(p["layer_norm"], x + p["position_embeddings"]["embedding"][: len(x)])
+  for n in range(SIZES["num_layers"]):
+    layer = p[f"layer_{n}"]
+    query, key, value = (np.split(dense(layer[name], x), num_heads, -1) for name in ("query", "key", "value"))
+    heads = []
+    for q, k, v in zip(query, key, value):
+      logit = q @ k.T / np.sqrt(q.shape[-1])
+      heads.append(softmax(np.where(packed.is_token[None, :], logit, -np.inf), -1) @ v)
+    context = dense(layer["attention_output"], np.concatenate(heads, -1))
+    x = layer_norm(layer["attention_layer_norm"], x + context)
+    x = layer_norm(layer["mlp_layer_norm"], x + dense(layer["mlp_out"], gelu(dense(layer["mlp_in"], x))))
+  return x
+
+
+def test_encoder_and_pooled_output_match_numpy(params):
+  packed = random_packed((3,), 7, num_tokens=[7, 5, 2])
+  p = jax.tree.map(np.float64, params)
+  hidden, pooled = jax.jit(lambda p: Bert(**SIZES).apply({"params": p}, packed, method=encode_and_pool))(params)
+  for row in range(3):
+    expected = numpy_encode(p, Packed(*(x[row] for x in packed)))
+    np.testing.assert_allclose(hidden[row], expected, rtol=0, atol=1e-5)
+    np.testing.assert_allclose(pooled[row], np.tanh(dense(p["pooler"], expected[0])), rtol=0, atol=1e-5)
+
+
+def test_masked_word_head_matches_numpy(params, head_params):
+  hidden = np.random.default_rng(2).normal(size=(2, 4, 12)).astype(np.float32)
+  word_embedding_VE = params["word_embeddings"]["embedding"]
+  log_prob = predict(head_params, hidden, word_embedding_VE)
+  p = jax.tree.map(np.float64, head_params)
+  x = layer_norm(p["layer_norm"], gelu(dense(p["transform"], hidden.astype(np.float64))))
+  expected = log_softmax(x @ np.float64(word_embedding_VE).T + p["bias"], -1)
+  assert np.ptp(expected) > 1  # a flat distribution would match anything
+  np.testing.assert_allclose(log_prob, expected, rtol=0, atol=1e-5)
+
+
+def test_padding_changes_no_real_token(params):
+  short = random_packed((2,), 5)
+  padding = [np.full((2, 4), 7, np.int32), np.ones((2, 4), np.int32), np.zeros((2, 4), bool)]
+  long = Packed(*(np.concatenate(pair, 1) for pair in zip(short, padding)))
+  np.testing.assert_allclose(np.asarray(encode(params, long))[:, :5], encode(params, short), rtol=0, atol=2e-6)
+  other = long._replace(token_id=np.where(long.is_token, long.token_id, 11))
+  np.testing.assert_array_equal(*(np.asarray(encode(params, x))[:, :5] for x in (other, long)))
+
+
+def test_tokens_and_segments_matter(params):
+  packed = random_packed((2,), 6)
+  hidden = np.asarray(encode(params, packed))
+  for change in (
+    packed._replace(token_id=(packed.token_id + 1) % 23),
+    packed._replace(segment_id=1 - packed.segment_id),
+    Packed(*(x[:, ::-1] for x in packed)),
+  ):
+    assert np.abs(encode(params, change) - hidden).max(-1).min() > 1e-2
+
+
+def test_leading_axes_are_rows(params):
+  packed = random_packed((2, 3), 6)
+  flat = Packed(*(x.reshape(6, 6) for x in packed))
+  np.testing.assert_allclose(encode(params, packed).reshape(6, 6, 12), encode(params, flat), rtol=0, atol=1e-6)
+
+
+def test_a_row_of_padding_alone_is_finite(params):
+  packed = random_packed((2,), 6, num_tokens=[0, 6])
+  assert np.isfinite(encode(params, packed)).all()
+  grads = jax.jit(jax.grad(lambda p: encode(p, packed).std()))(params)
+  assert all(np.isfinite(x).all() for x in jax.tree.leaves(grads))
+
+
+def test_refuses_what_is_longer_than_its_positions(params):
+  with pytest.raises(ValueError, match="a sequence of 10 tokens is longer than the model's 9 positions"):
+    encode(params, random_packed((1,), 10))
+
+
+def test_dropout_follows_its_key(params):
+  packed = random_packed((2,), 6)
+
+  def hidden(seed):
+    return np.asarray(encode_with_dropout(params, packed, jax.random.key(seed)))
+
+  np.testing.assert_array_equal(hidden(0), hidden(0))
+  assert np.abs(hidden(0) - hidden(1)).max() > 0.1
+  assert np.abs(hidden(0) - np.asarray(encode(params, packed))).max() > 0.1
+
+
+def test_bfloat16_keeps_log_probs_in_float32(params, head_params):
+  packed = random_packed((2,), 6)
+  hidden = encode(params, packed, dtype=jnp.bfloat16)
+  assert hidden.dtype == jnp.bfloat16
+  log_prob = predict(head_params, hidden, params["word_embeddings"]["embedding"], dtype=jnp.bfloat16)
+  assert log_prob.dtype == jnp.float32
+  np.testing.assert_allclose(np.exp(log_prob).sum(-1), 1, rtol=0, atol=1e-6)
+  # bfloat16 has 8 bits; hidden states of a layer norm are about 1, and two layers of four roundings each follow.
+  assert np.abs(np.float32(hidden) - np.asarray(encode(params, packed))).mean() < 8 * 2**-8

@@ -1,0 +1,139 @@
+"""The command line: verbs, flags, help and errors."""
+
+import importlib
+import pathlib
+import sys
+
+import pytest
+from absl import flags
+
+from realm_jax import cli
+
+CONFIGS = pathlib.Path(__file__).parent.parent / "configs"
+
+
+@pytest.fixture
+def realm(capsys):
+  """Runs a command line: its exit status, and what it printed."""
+
+  def run(*arguments):
+    capsys.readouterr()
+    status = cli.run(list(arguments))
+    printed = capsys.readouterr()
+    return status, printed.out, printed.err
+
+  return run
+
+
+def test_no_verb_shows_them_all_and_fails(realm):
+  status, out, err = realm()
+  assert (status, out) == (2, "")
+  assert err.startswith("REALM for JAX\n")
+  assert all(f"\n  {verb} " in err for verb in cli.VERBS)
+
+
+@pytest.mark.parametrize("help_flag", ["help", "--help", "-h"])
+def test_help_shows_the_verbs(realm, help_flag):
+  status, out, err = realm(help_flag)
+  assert (status, err) == (0, "")
+  assert all(f"\n  {verb} " in out and text in out for verb, text in cli.VERBS.items())
+
+
+def test_an_unknown_verb_is_named(realm):
+  status, out, err = realm("trian", "--workdir=x")
+  assert (status, out) == (2, "")
+  assert err.startswith("no verb 'trian'\n") and "\n  train " in err
+
+
+def test_an_unknown_flag_is_named(realm):
+  assert realm("refresh_index", "--workdir=x", "--nope=1") == (
+    2,
+    "",
+    "realm refresh_index: Unknown command line flag 'nope'\nrealm refresh_index --help  lists the flags\n",
+  )
+
+
+@pytest.mark.parametrize(
+  ("verb", "flag"), [("refresh_index", "workdir"), ("train", "workdir"), ("ask", "workdir"), ("build_corpus", "output")]
+)
+def test_a_missing_flag_is_named(realm, verb, flag):
+  status, out, err = realm(verb)
+  assert (status, out) == (2, "")
+  assert err == (
+    f"realm {verb}: flag --{flag}=None: Flag --{flag} must have a value other than None.\n"
+    f"realm {verb} --help  lists the flags\n"
+  )
+
+
+@pytest.mark.parametrize(
+  ("arguments", "message"),
+  [
+    (["ask", "--workdir=/nonexistent", "Who?"], "config.json in /nonexistent: start realm train with this --workdir"),
+    (["refresh_index", "--workdir=/nonexistent", "--timeout=0"], "config.json in /nonexistent: start realm train"),
+    (["refresh_index", "--workdir=/nonexistent", "more"], "unexpected 'more'"),
+    (["build_corpus", "--output=/nonexistent"], "give either --input=FILE.jsonl or --sample"),
+    (["train", "--workdir=/nonexistent"], "give --config=FILE.py and --workdir=DIR, and nothing else"),
+    (
+      ["train", f"--config={CONFIGS}/ict.py", "--config.corpus=/nonexistent/corpus", "--workdir=/nonexistent"],
+      "no corpus at /nonexistent/corpus (it has no corpus.json); make one with realm build_corpus",
+    ),
+  ],
+)
+def test_an_error_is_one_line(realm, monkeypatch, arguments, message):
+  monkeypatch.delenv("REALM_DEBUG", raising=False)
+  status, out, err = realm(*arguments)
+  assert (status, out) == (1, "")
+  line, hint = err.splitlines()
+  assert line.startswith(f"realm {arguments[0]}: ") and message in line
+  assert hint == "(REALM_DEBUG=1 shows where)"
+
+
+def test_realm_debug_shows_where(monkeypatch):
+  monkeypatch.setenv("REALM_DEBUG", "1")
+  with pytest.raises(TimeoutError, match="config.json in /nonexistent"):
+    cli.run(["ask", "--workdir=/nonexistent"])
+
+
+def test_fields_of_the_config_are_set_by_flags(monkeypatch):
+  seen = []
+  monkeypatch.setattr("realm_jax.training.loop.train", lambda config, run_dir: seen.append((config, run_dir)))
+  argv = list(sys.argv)
+  arguments = [
+    f"--config={CONFIGS}/demo.py:ict",
+    "--config.batch_size=3",
+    "--config.optimizer.learning_rate=0.5",
+    "--workdir=/x",
+  ]
+  assert cli.run(["train", *arguments]) == 0
+  config, run_dir = seen[0]
+  assert (config.stage, config.batch_size, config.optimizer.learning_rate) == ("ict", 3, 0.5)
+  assert str(run_dir.path) == "/x"
+  assert sys.argv == argv
+
+
+@pytest.mark.parametrize(
+  ("override", "message"),
+  [
+    ("--config.batch_sise=3", "batch_sise"),
+    ("--config.model.hidden=3", "hidden"),
+    ("--config.batch_size=many", "'many'"),
+  ],
+)
+def test_a_wrong_field_of_the_config_is_named(realm, override, message):
+  status, out, err = realm("train", f"--config={CONFIGS}/ict.py", override, "--workdir=/x")
+  assert (status, out) == (2, "")
+  assert err.startswith("realm train: ") and message in err.splitlines()[0] and len(err.splitlines()) <= 2
+
+
+@pytest.mark.parametrize("verb", cli.VERBS)
+@pytest.mark.parametrize("help_flag", ["--help", "-h"])
+def test_help_of_a_verb_has_its_docstring_and_every_flag(realm, verb, help_flag):
+  module = importlib.import_module(f"realm_jax.{verb}")
+  values = flags.FlagValues()
+  module.define_flags(values)
+  status, out, err = realm(verb, help_flag)
+  assert (status, err) == (0, "")
+  assert module.__doc__.strip() in out
+  assert list(values)
+  for name in values:
+    assert f"\n  --{name}: {values[name].help}" in out

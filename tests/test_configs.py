@@ -1,0 +1,95 @@
+"""Every config builds, and each of its keys is read."""
+
+import ast
+import importlib.util
+import inspect
+import pathlib
+
+import pytest
+
+from realm_jax import config as config_module
+from realm_jax.config import STAGES, make_reader, make_retriever, make_tower, paper_config
+
+ROOT = pathlib.Path(__file__).parent.parent
+CONFIGS = sorted((ROOT / "configs").glob("*.py"))
+
+
+def build_all(path):
+  """The config of a file, or one for each stage if the file takes a stage."""
+  spec = importlib.util.spec_from_file_location(path.stem, path)
+  module = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(module)
+  assert module.__doc__, f"{path.name} doesn't say what it is"
+  takes_stage = bool(inspect.signature(module.get_config).parameters)
+  return [module.get_config(stage) for stage in STAGES] if takes_stage else [module.get_config()]
+
+
+def leaf_keys(config, prefix=""):
+  for key, value in config.items():
+    if hasattr(value, "items"):
+      yield from leaf_keys(value, f"{prefix}{key}.")
+    else:
+      yield prefix + key
+
+
+def test_there_are_configs_for_all_stages():
+  assert {"demo", "ict", "pretrain", "finetune"} <= {path.stem for path in CONFIGS}
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_every_config_builds(path):
+  for config in build_all(path):
+    assert config.stage in STAGES and config.is_locked
+    assert set(leaf_keys(config)) == set(leaf_keys(paper_config(config.stage)))
+    assert config.joint_length <= config.model.max_length and config.query_length <= config.model.max_length
+    assert config.model.hidden_size % config.model.num_heads == 0
+    with pytest.raises(AttributeError):
+      config.no_such_field = 1
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_every_config_describes_models(path):
+  for config in build_all(path):
+    retriever, reader, tower = (make(config.model, 1000) for make in (make_retriever, make_reader, make_tower))
+    assert retriever.bert == reader.bert == tower.bert
+    assert (tower.bert["vocab_size"], tower.bert["num_layers"]) == (1000, config.model.num_layers)
+    assert retriever.retrieval_size == tower.retrieval_size == config.model.retrieval_size
+    assert reader.max_span_width == config.model.max_span_width
+
+
+def test_an_unknown_stage_is_named():
+  with pytest.raises(ValueError, match=r"^unknown stage 'ist'; the stages are ict, pretrain, finetune$"):
+    paper_config("ist")
+
+
+def test_the_papers_values_stand():
+  ict, pretrain, finetune = (paper_config(stage) for stage in STAGES)
+  assert (ict.num_steps, ict.batch_size, ict.optimizer.learning_rate) == (100_000, 4096, 1e-4)
+  assert (pretrain.num_steps, pretrain.batch_size, pretrain.num_passages) == (200_000, 512, 8)
+  assert (pretrain.optimizer.learning_rate, pretrain.index.export_every) == (3e-5, 500)
+  assert (finetune.num_passages, finetune.beam_size, finetune.batch_size) == (5, 5000, 1)
+  assert (pretrain.model.hidden_size, pretrain.model.num_layers, pretrain.model.retrieval_size) == (768, 12, 128)
+
+
+def attributes_read(tree):
+  """x.a.b gives "a" and "a.b", for every attribute that is read and not set."""
+  for node in ast.walk(tree):
+    if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load):
+      yield node.attr
+      if isinstance(node.value, ast.Attribute):
+        yield f"{node.value.attr}.{node.attr}"
+      elif isinstance(node.value, ast.Name):
+        yield f"{node.value.id}.{node.attr}"
+
+
+def test_every_key_is_read():
+  read = set()
+  for path in (ROOT / "realm_jax").rglob("*.py"):
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    if path.samefile(config_module.__file__):  # there paper_config sets them, the other functions read them
+      tree.body = [node for node in tree.body if getattr(node, "name", "") != "paper_config"]
+    read |= set(attributes_read(tree))
+  keys = {key for stage in STAGES for key in leaf_keys(paper_config(stage))}
+  # A key stands behind the part that it is in: config.index.keep or index.keep, config.seed.
+  unread = {key for key in keys if (key if "." in key else f"config.{key}") not in read}
+  assert not unread

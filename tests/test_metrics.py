@@ -1,0 +1,65 @@
+"""metrics.jsonl: one line a logged step, averages over the steps between."""
+
+import json
+
+import jax.numpy as jnp
+import pytest
+
+from realm_jax.index.run_dir import RunDir
+from realm_jax.training.metrics import MetricsLog
+
+
+def log_steps(run_dir, first_step, last_step, *, every=5, num_steps=12, loss=float):
+  log = MetricsLog(run_dir, first_step=first_step, num_steps=num_steps, every=every, stage="ict", tensorboard=False)
+  for step in range(first_step + 1, last_step + 1):
+    log.add(step, {"loss": jnp.float32(loss(step)), "index_age": step % 4}, num_tokens=100)
+  log.close()
+
+
+def read(run_dir):
+  return [json.loads(line) for line in run_dir.metrics.read_text().splitlines()]
+
+
+def test_a_line_averages_the_steps_since_the_line_before(tmp_path):
+  run_dir = RunDir(tmp_path)
+  log_steps(run_dir, 0, 12)
+  lines = read(run_dir)
+  assert [line["step"] for line in lines] == [5, 10, 12]  # the last step has a line of its own
+  assert [line["loss"] for line in lines] == [3.0, 8.0, 11.5]
+  assert [line["index_age"] for line in lines] == pytest.approx(
+    [(1 + 2 + 3 + 0 + 1) / 5, (2 + 3 + 0 + 1 + 2) / 5, (3 + 0) / 2]
+  )
+  assert all(line["tokens_per_second"] / line["steps_per_second"] == pytest.approx(100, rel=0.02) for line in lines)
+
+
+def test_lines_after_a_resume_are_not_doubled(tmp_path):
+  run_dir = RunDir(tmp_path)
+  log_steps(run_dir, 0, 11)
+  assert [line["step"] for line in read(run_dir)] == [5, 10]
+  log_steps(run_dir, 7, 12, loss=lambda step: -step)  # from a checkpoint of step 7
+  lines = read(run_dir)
+  assert [line["step"] for line in lines] == [5, 10, 12]
+  assert [line["loss"] for line in lines] == [3.0, -9.0, -11.5]
+
+
+def test_a_line_of_the_checkpoints_own_step_stays(tmp_path):
+  run_dir = RunDir(tmp_path)
+  log_steps(run_dir, 0, 10)
+  log_steps(run_dir, 10, 12)
+  assert [line["step"] for line in read(run_dir)] == [5, 10, 12]
+
+
+def test_a_line_that_was_cut_off_by_a_crash_goes(tmp_path):
+  run_dir = RunDir(tmp_path)
+  log_steps(run_dir, 0, 5)
+  with run_dir.metrics.open("a") as file:
+    file.write('{"step": 10, "lo')
+  log_steps(run_dir, 5, 10)
+  assert [line["step"] for line in read(run_dir)] == [5, 10]
+
+
+def test_a_run_from_the_start_drops_all_lines(tmp_path):
+  run_dir = RunDir(tmp_path)
+  log_steps(run_dir, 0, 12)
+  log_steps(run_dir, 0, 5)
+  assert [line["step"] for line in read(run_dir)] == [5]

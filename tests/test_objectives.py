@@ -1,0 +1,287 @@
+"""Objectives: their losses and metrics from separate parts, and what gets a gradient."""
+
+import functools
+
+import jax
+import numpy as np
+import pytest
+from scipy.special import log_softmax, logsumexp, softmax
+
+from realm_jax.batch import IctBatch, MaskedBatch, Packed, QuestionBatch
+from realm_jax.config import make_reader, make_retriever, paper_config
+from realm_jax.model.reader import span_candidates
+from realm_jax.training.objectives import ict_objective, masked_word_objective, question_objective
+
+VOCAB_SIZE = 13
+CLS, SEP = 1, 2
+# What they add to one logit they add to all of a softmax.
+IN_ALL_LOGITS = ("key/bias", "passage_tower/layer_norm/bias", "span_head/layer_norm/bias", "span_head/score/bias")
+
+
+@pytest.fixture(autouse=True)
+def exact_products():
+  with jax.default_matmul_precision("highest"):
+    yield
+
+
+@pytest.fixture(scope="module")
+def retriever():
+  return make_retriever(tiny_model(), VOCAB_SIZE)
+
+
+@pytest.fixture(scope="module")
+def reader():
+  return make_reader(tiny_model(), VOCAB_SIZE)
+
+
+@pytest.fixture(scope="module")
+def params(retriever, reader):
+  """No parameter is 0 or 1, so that no path is closed by chance."""
+  query, joint = random_packed((1,), 5), random_packed((1,), 9)
+
+  def init(key):
+    return {
+      "retriever": retriever.init(key, query, query)["params"],
+      "reader": reader.init(key, joint, joint.token_id[:, :2])["params"],
+    }
+
+  rng = np.random.default_rng(0)
+
+  def random(path, x):
+    mean, deviation = {"scale": (1, 0.4), "bias": (0, 0.2)}.get(path[-1].key, (0, 0.4))
+    return rng.normal(mean, deviation, x.shape).astype(np.float32)
+
+  return jax.tree_util.tree_map_with_path(random, jax.eval_shape(init, jax.random.key(0)))
+
+
+@pytest.fixture(scope="module")
+def masked_batch():
+  """Two queries; the passages are the null passage and two real ones."""
+  passage_BKP = random_packed((2, 3), 6, seed=1)
+  passage_BKP.token_id[:, 0] = [CLS, SEP, SEP, 0, 0, 0]
+  passage_BKP.segment_id[:, 0] = [0, 0, 1, 0, 0, 0]
+  passage_BKP.is_token[:, 0] = [True, True, True, False, False, False]
+  return MaskedBatch(
+    query_BQ=random_packed((2,), 5, seed=2),
+    passage_BKP=passage_BKP,
+    joint_BKJ=random_packed((2, 3), 9, seed=3),
+    mask_position_BM=np.array([[2, 3], [1, 0]], np.int32),
+    mask_target_BM=np.array([[7, 8], [9, 0]], np.int32),
+    mask_weight_BM=np.array([[1, 1], [1, 0]], np.float32),
+  )
+
+
+@pytest.fixture(scope="module")
+def question_batch():
+  """Two questions, a beam of four, two passages read. The first has two gold spans, the second none that can be marked."""
+  return QuestionBatch(
+    query_BQ=random_packed((2,), 5, seed=4),
+    beam_emb_BRD=np.random.default_rng(5).normal(0, 1, (2, 4, 4)).astype(np.float32),
+    beam_has_answer_BR=np.array([[True, False, False, True], [False] * 4]),
+    joint_BKJ=random_packed((2, 2), 9, seed=6),
+    is_body_BKJ=np.broadcast_to((np.arange(9) > 3) & (np.arange(9) < 8), (2, 2, 9)),
+    # The second question's span of four tokens is wider than max_span_width.
+    gold_start_BKA=np.array([[[4, -1], [5, 7]], [[4, -1], [-1, -1]]], np.int32),
+    gold_end_BKA=np.array([[[5, -1], [6, 7]], [[7, -1], [-1, -1]]], np.int32),
+  )
+
+
+def tiny_model():
+  model = paper_config("pretrain").model
+  model.update(hidden_size=8, num_layers=1, num_heads=2, mlp_size=8, max_length=9, dropout_rate=0.0, retrieval_size=4)
+  model.update(span_hidden_size=6, max_span_width=3, towers_are_shared=False)
+  return model
+
+
+def random_packed(shape, length, seed=0):
+  rng = np.random.default_rng(seed)
+  return Packed(
+    rng.integers(3, VOCAB_SIZE, (*shape, length)).astype(np.int32),
+    np.tile((np.arange(length) >= 3).astype(np.int32), (*shape, 1)),
+    np.tile(np.arange(length) < length - 1, (*shape, 1)),
+  )
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def loss_and_gradient(objective, params, batch):
+  """Loss, metrics, gradient."""
+  (loss, metrics), grads = jax.value_and_grad(objective, has_aux=True)(params, batch, jax.random.key(0))
+  return loss, metrics, grads
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def apply(module, method, params, *inputs):
+  return module.apply({"params": params}, *inputs, method=method)
+
+
+# One function each, so that one compilation serves all tests.
+@functools.cache
+def masked_objective_once(retriever, reader, per_example):
+  return masked_word_objective(retriever, reader, per_example=per_example)
+
+
+@functools.cache
+def question_objective_once(retriever, reader):
+  return question_objective(retriever, reader)
+
+
+def largest(tree):
+  return max(np.abs(x).max() for x in jax.tree.leaves(tree))
+
+
+def assert_reaches(grads, *, but=()):
+  """Every parameter's gradient is nonzero, but for those that no softmax sees, and exactly 0 for the parts in `but`."""
+  for path, grad in jax.tree_util.tree_leaves_with_path(grads):
+    name = "/".join(key.key for key in path)
+    if any(part in name for part in but):
+      assert not np.any(grad), name
+    elif name.endswith(IN_ALL_LOGITS):
+      assert np.abs(grad).max() < 1e-6, name
+    else:
+      assert np.abs(grad).max() > 1e-7, name
+
+
+def masked_parts(retriever, reader, params, batch):
+  """Scores and gold log-probabilities, in float64."""
+  query_emb_BD = np.float64(apply(retriever, "embed_queries", params["retriever"], batch.query_BQ))
+  passage_emb_BKD = np.float64(apply(retriever, "embed_passages", params["retriever"], batch.passage_BKP))
+  position_BKM = np.repeat(batch.mask_position_BM[:, None], 3, 1)
+  log_prob_BKMV = np.float64(apply(reader, "masked_word_log_prob", params["reader"], batch.joint_BKJ, position_BKM))
+  gold_log_prob_BKM = np.array(
+    [[[log_prob_BKMV[b, k, m, batch.mask_target_BM[b, m]] for m in range(2)] for k in range(3)] for b in range(2)]
+  )
+  return (query_emb_BD[:, None] * passage_emb_BKD).sum(-1), gold_log_prob_BKM
+
+
+@pytest.mark.parametrize("per_example", [False, True])
+def test_masked_word_objective_from_its_parts(retriever, reader, params, masked_batch, per_example):
+  objective = masked_objective_once(retriever, reader, per_example)
+  loss, metrics, _ = loss_and_gradient(objective, params, masked_batch)
+  score_BK, gold_log_prob_BKM = masked_parts(retriever, reader, params, masked_batch)
+  assert np.ptp(score_BK, axis=1).min() > 0.1
+  log_prior_BK = log_softmax(score_BK, 1)
+  marginal_BM = logsumexp(log_prior_BK[..., None] + gold_log_prob_BKM, 1)
+  tokens = [(0, 0), (0, 1), (1, 0)]
+  if per_example:
+    first, second = log_prior_BK[0] + gold_log_prob_BKM[0].sum(-1), log_prior_BK[1] + gold_log_prob_BKM[1, :, 0]
+    expected = -(logsumexp(first) + logsumexp(second)) / 2
+  else:
+    expected = -np.mean([marginal_BM[token] for token in tokens])
+  utility = np.mean([marginal_BM[b, m] - gold_log_prob_BKM[b, 0, m] for b, m in tokens])
+  np.testing.assert_allclose(loss, expected, rtol=1e-5)
+  np.testing.assert_allclose(metrics["loss"], expected, rtol=1e-5)
+  np.testing.assert_allclose(metrics["retrieval_utility"], utility, rtol=0, atol=1e-5)
+  np.testing.assert_allclose(metrics["null_mass"], np.exp(log_prior_BK[:, 0]).mean(), rtol=1e-4)
+
+
+def test_masked_word_gradients_reach_both_towers_and_the_reader(retriever, reader, params, masked_batch):
+  objective = masked_objective_once(retriever, reader, False)
+  grads = loss_and_gradient(objective, params, masked_batch)[2]
+  assert_reaches(grads, but=("span_head",))
+
+
+def test_passage_tower_learns_through_null_and_real_passages(retriever, reader, params, masked_batch):
+  """The tower's gradient is the sum over slots of r(z) <e_q, d e_z>, and each slot's part is there."""
+  objective = masked_objective_once(retriever, reader, True)
+  grads = loss_and_gradient(objective, params, masked_batch)[2]["retriever"]["passage_tower"]
+  score_BK, gold_log_prob_BKM = masked_parts(retriever, reader, params, masked_batch)
+  prior_BK = softmax(score_BK, 1)
+  likelihood_BK = np.exp((gold_log_prob_BKM * masked_batch.mask_weight_BM[:, None]).sum(2))
+  r_BK = (likelihood_BK / (prior_BK * likelihood_BK).sum(1, keepdims=True) - 1) * prior_BK
+  query_emb_BD = apply(retriever, "embed_queries", params["retriever"], masked_batch.query_BQ)
+
+  @jax.jit
+  @jax.grad
+  def slot_gradient(tower_params, slot):
+    passage = Packed(*(x[:, slot] for x in map(jax.numpy.asarray, masked_batch.passage_BKP)))
+    emb_BD = retriever.make_tower().apply({"params": tower_params}, passage)
+    return -(jax.numpy.asarray(r_BK, np.float32)[:, slot] * (query_emb_BD * emb_BD).sum(-1)).mean()
+
+  parts = [slot_gradient(params["retriever"]["passage_tower"], slot) for slot in range(3)]
+  assert min(map(largest, parts)) > 1e-3
+  total = jax.tree.map(lambda *x: sum(x), *parts)
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), grads, total)
+
+
+def test_a_passage_that_helps_gets_a_higher_score(retriever, reader, params, masked_batch):
+  """One small step against the gradient of the retriever alone lowers the loss."""
+  objective = masked_objective_once(retriever, reader, False)
+  loss, metrics, grads = loss_and_gradient(objective, params, masked_batch)
+  step = jax.tree.map(lambda p, g: p - 0.002 * g, params["retriever"], grads["retriever"])
+  after, _, _ = loss_and_gradient(objective, params | {"retriever": step}, masked_batch)
+  norm = sum((np.float64(g) ** 2).sum() for g in jax.tree.leaves(grads["retriever"]))
+  # To first order the loss falls by the step times the squared norm of the gradient.
+  np.testing.assert_allclose(loss - after, 0.002 * norm, rtol=0.1)
+
+
+def question_parts(retriever, reader, params, batch):
+  """Beam scores [B, R] and span logits [B, K, S], in float64."""
+  query_emb_BD = np.float64(apply(retriever, "embed_queries", params["retriever"], batch.query_BQ))
+  span_logit_BKS = np.float64(apply(reader, "span_logit", params["reader"], batch.joint_BKJ, batch.is_body_BKJ))
+  return (query_emb_BD[:, None] * batch.beam_emb_BRD).sum(-1), span_logit_BKS
+
+
+def test_question_objective_from_its_parts(retriever, reader, params, question_batch):
+  loss, metrics, _ = loss_and_gradient(question_objective_once(retriever, reader), params, question_batch)
+  beam_score_BR, span_logit_BKS = question_parts(retriever, reader, params, question_batch)
+  start_S, end_S = span_candidates(9, 3)
+  spans = list(zip(start_S.tolist(), end_S.tolist()))
+  retriever_loss = -np.log(softmax(beam_score_BR[0])[[0, 3]].sum())
+  prob_KS = softmax(span_logit_BKS[0] + beam_score_BR[0, :2, None])  # over both axes at once
+  reader_loss = -np.log(prob_KS[0, spans.index((4, 5))] + prob_KS[1, spans.index((5, 6))] + prob_KS[1, spans.index((7, 7))])
+  # The second question has no hit and adds 0, but counts in the mean.
+  np.testing.assert_allclose(metrics["retriever_loss"], retriever_loss / 2, rtol=1e-5)
+  np.testing.assert_allclose(metrics["reader_loss"], reader_loss / 2, rtol=1e-5)
+  np.testing.assert_allclose(loss, (retriever_loss + reader_loss) / 2, rtol=1e-5)
+  np.testing.assert_allclose(metrics["loss"], loss)
+  assert metrics["reader_oracle"] == 0.5
+
+
+def test_exact_match_looks_at_the_best_span_of_all_passages(retriever, reader, params, question_batch):
+  beam_score_BR, span_logit_BKS = question_parts(retriever, reader, params, question_batch)
+  joint_BKS = span_logit_BKS + beam_score_BR[:, :2, None]
+  best_B2 = np.sort(joint_BKS.reshape(2, -1))[:, -2:]
+  assert np.diff(best_B2).min() > 1e-3  # the best two are no tie
+  start_S, end_S = span_candidates(9, 3)
+
+  def metrics_of(ranks):
+    """Metrics where each question's only gold span is the one of its rank, 0 the best."""
+    gold = np.full((2, 2, 2, 2), -1, np.int32)
+    for b, rank in enumerate(ranks):
+      k, s = np.unravel_index(np.argsort(-joint_BKS[b].ravel())[rank], joint_BKS.shape[1:])
+      gold[:, b, k, 1] = start_S[s], end_S[s]
+    batch = question_batch._replace(gold_start_BKA=gold[0], gold_end_BKA=gold[1])
+    return loss_and_gradient(question_objective_once(retriever, reader), params, batch)[1]
+
+  for ranks, expected in (((0, 0), 1.0), ((0, 1), 0.5), ((1, 1), 0.0)):
+    metrics = metrics_of(ranks)
+    assert metrics["token_exact_match"] == expected
+    assert metrics["reader_oracle"] == 1.0
+
+
+def test_question_gradients_reach_query_tower_and_reader_only(retriever, reader, params, question_batch):
+  """The beam's embeddings are inputs, so the passage tower gets nothing: the index is frozen (section 2.2)."""
+  grads = loss_and_gradient(question_objective_once(retriever, reader), params, question_batch)[2]
+  assert_reaches(grads, but=("passage_tower", "masked_word_head"))
+
+
+def test_questions_without_a_hit_give_no_gradient(retriever, reader, params, question_batch):
+  nothing = np.full_like(question_batch.gold_start_BKA, -1)
+  batch = question_batch._replace(
+    beam_has_answer_BR=np.zeros((2, 4), bool), gold_start_BKA=nothing, gold_end_BKA=nothing
+  )
+  loss, metrics, grads = loss_and_gradient(question_objective_once(retriever, reader), params, batch)
+  assert loss == 0 and metrics["reader_oracle"] == 0 and metrics["token_exact_match"] == 0
+  assert largest(grads) == 0
+
+
+def test_ict_objective_from_its_parts(retriever, params):
+  params = {"retriever": params["retriever"]}
+  batch = IctBatch(random_packed((4,), 5, seed=7), random_packed((4,), 6, seed=8), np.zeros(4, bool))
+  loss, metrics, grads = loss_and_gradient(ict_objective(retriever), params, batch)
+  query_emb_BD = np.float64(apply(retriever, "embed_queries", params["retriever"], batch.query_BQ))
+  passage_emb_BD = np.float64(apply(retriever, "embed_passages", params["retriever"], batch.passage_BP))
+  score_BB = query_emb_BD @ passage_emb_BD.T
+  np.testing.assert_allclose(loss, -np.diag(log_softmax(score_BB, 1)).mean(), rtol=1e-5)
+  np.testing.assert_allclose(metrics["ict_accuracy"], (score_BB.argmax(1) == np.arange(4)).mean())
+  assert_reaches(grads)

@@ -1,0 +1,175 @@
+"""The indexer: what it publishes, when it ends, and that it embeds as the model does."""
+
+import re
+
+import jax
+import ml_dtypes
+import numpy as np
+import pytest
+from flax.core import FrozenDict
+
+from realm_jax.batch import Packed
+from realm_jax.data.packing import pack
+from realm_jax.index.digest import tree_digest
+from realm_jax.index.embed import embed_passages
+from realm_jax.index.refresh import abstract_tower_params, follow, newest_params_step
+from realm_jax.index.run_dir import RunDir
+from realm_jax.index.snapshot import load, read_manifest
+from realm_jax.index.tower_export import TowerWriter
+from realm_jax.model.retriever import Tower
+
+
+@pytest.fixture(scope="module")
+def tower(sample_store):
+  bert = FrozenDict(
+    vocab_size=sample_store.description["vocabulary_size"],
+    hidden_size=16,
+    num_layers=1,
+    num_heads=2,
+    mlp_size=32,
+    max_length=sample_store.passage_length,
+  )
+  return Tower(bert, retrieval_size=8)
+
+
+@pytest.fixture(scope="module")
+def params(tower):
+  row = np.zeros((1, 8), np.int32)
+  params = jax.device_get(tower.init(jax.random.key(0), Packed(row, row, row == 0))["params"])
+  # BERT's initial values make passages alike; larger ones set them apart.
+  return jax.tree.map(lambda x: x * 20 if x.ndim > 1 else x, params)
+
+
+def scaled(params, step):
+  return jax.tree.map(lambda x: x * np.float32(1 + step / 100), params)
+
+
+def write(run_dir, params, *steps):
+  writer = TowerWriter(run_dir)
+  for step in steps:
+    writer.write(step, scaled(params, step))
+  writer.close()
+
+
+def refresh(run_dir, tower, store, *, once=False, timeout=0.0, lines=None, **options):
+  return follow(
+    run_dir, tower, store, searcher="auto", exact_below=10**6, once=once, timeout=timeout, batch_size=16,
+    log=[].append if lines is None else lines.append, **options,
+  )  # fmt: skip
+
+
+def published_steps(run_dir):
+  return [read_manifest(run_dir, v)["params_step"] for v in run_dir.snapshot_versions()]
+
+
+def test_each_passage_is_embedded_as_if_alone(tower, params, sample_store):
+  vocabulary = sample_store.vocabulary()
+  apply = jax.jit(lambda packed: tower.apply({"params": params}, packed))
+  alone = []
+  for i in range(len(sample_store)):
+    row = np.array([i])
+    packed = pack(
+      sample_store.title_tokens(row), sample_store.body_tokens(row), sample_store.passage_length, vocabulary
+    )
+    alone.append(np.asarray(apply(packed))[0])
+  assert np.ptp(np.stack(alone), axis=0).min() > 0.5  # they differ
+  for batch_size in (1, 7, 16, len(sample_store), 1000):
+    emb_ND = embed_passages(tower, params, sample_store, vocabulary, batch_size=batch_size)
+    assert (emb_ND.shape, emb_ND.dtype) == ((len(sample_store), 8), ml_dtypes.bfloat16)
+    np.testing.assert_allclose(emb_ND.astype(np.float32), np.stack(alone), rtol=1e-2, atol=1e-2)
+
+
+def test_progress_sees_each_batch(tower, params, sample_store):
+  seen = []
+
+  def progress(batches):
+    for begin in batches:
+      seen.append(begin)
+      yield begin
+
+  embed_passages(tower, params, sample_store, sample_store.vocabulary(), batch_size=16, progress=progress)
+  assert seen == [0, 16, 32]
+
+
+def test_abstract_params_are_the_trainers(tower, params, sample_store):
+  abstract = abstract_tower_params(tower, sample_store.passage_length)
+  assert jax.tree.map(lambda x: (x.shape, x.dtype), abstract) == jax.tree.map(lambda x: (x.shape, x.dtype), params)
+
+
+def test_once_publishes_the_newest_and_ends(tmp_path, tower, params, sample_store):
+  run_dir, lines = RunDir(tmp_path), []
+  assert newest_params_step(run_dir) is None
+  write(run_dir, params, 0, 10, 20)
+  assert refresh(run_dir, tower, sample_store, once=True, lines=lines) == 1
+  assert published_steps(run_dir) == [20] and newest_params_step(run_dir) == 20
+  assert re.fullmatch(
+    r"snapshot 1: 40 passages with the parameters of step 20 \(embedded in [\d.]+ s, published in [\d.]+ s\)", lines[0]
+  )
+  snapshot = load(run_dir, 1, sample_store, retrieval_size=8)
+  assert snapshot.manifest["params_digest"] == tree_digest(scaled(params, 20))
+  wanted = embed_passages(tower, scaled(params, 20), sample_store, sample_store.vocabulary(), batch_size=16)
+  np.testing.assert_array_equal(snapshot.passage_emb_ND.view(np.uint16), wanted.view(np.uint16))
+  assert refresh(run_dir, tower, sample_store, once=True) == 0  # nothing new
+
+
+def test_it_ends_when_the_trainer_is_done(tmp_path, tower, params, sample_store):
+  run_dir = RunDir(tmp_path)
+  write(run_dir, params, 0, 10)
+  run_dir.done.write_text("done\n")
+  assert refresh(run_dir, tower, sample_store, timeout=60) == 1
+  assert published_steps(run_dir) == [10]
+
+
+def test_done_without_any_parameters_is_an_end_too(tmp_path, tower, sample_store):
+  run_dir = RunDir(tmp_path)
+  run_dir.done.write_text("done\n")
+  assert refresh(run_dir, tower, sample_store, timeout=60) == 0
+
+
+@pytest.mark.parametrize("once", [False, True])
+def test_it_does_not_wait_for_ever(tmp_path, tower, sample_store, once):
+  run_dir = RunDir(tmp_path)
+  with pytest.raises(TimeoutError) as error:
+    refresh(run_dir, tower, sample_store, once=once, timeout=0.3)
+  assert str(error.value) == (
+    f"no new parameters in {run_dir.retriever} for 0 s and no DONE: has the trainer stopped? Start it again, then this"
+  )
+
+
+def test_after_the_timeout_what_came_is_published(tmp_path, tower, params, sample_store):
+  run_dir = RunDir(tmp_path)
+  write(run_dir, params, 0)
+  with pytest.raises(TimeoutError, match="no new parameters in"):
+    refresh(run_dir, tower, sample_store, timeout=0.3)
+  assert published_steps(run_dir) == [0]
+
+
+def test_only_the_newest_is_published_unless_in_order(tmp_path, tower, params, sample_store):
+  run_dir = RunDir(tmp_path)
+  write(run_dir, params, 0)
+  assert refresh(run_dir, tower, sample_store, once=True) == 1
+  write(run_dir, params, 10, 20)
+  # A trainer with index.sync waits for the snapshot of step 10, though 20 is exported already.
+  assert refresh(run_dir, tower, sample_store, once=True, in_order=True) == 2
+  assert published_steps(run_dir) == [0, 10, 20]
+  write(run_dir, params, 30, 40)
+  assert refresh(run_dir, tower, sample_store, once=True) == 1
+  assert published_steps(run_dir) == [10, 20, 40]
+
+
+def test_old_snapshots_go(tmp_path, tower, params, sample_store):
+  run_dir = RunDir(tmp_path)
+  for step in (0, 10, 20):
+    write(run_dir, params, step)
+    refresh(run_dir, tower, sample_store, once=True, keep=2)
+  assert run_dir.snapshot_versions() == [2, 3]
+
+
+def test_damaged_parameters_are_not_published(tmp_path, tower, params, sample_store):
+  run_dir = RunDir(tmp_path)
+  write(run_dir, params, 0)
+  manifest = tmp_path / "retriever/0/manifest/metadata"
+  manifest.write_text(manifest.read_text().replace(tree_digest(scaled(params, 0)), "0" * 32))
+  with pytest.raises(ValueError, match=r"the parameters in .*/retriever/0 are damaged"):
+    refresh(run_dir, tower, sample_store, once=True)
+  assert run_dir.snapshot_versions() == []

@@ -1,0 +1,100 @@
+"""The passage tower's way from the trainer to the indexer."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from realm_jax.index.digest import tree_digest
+from realm_jax.index.run_dir import RunDir
+from realm_jax.index.tower_export import TowerReader, TowerWriter
+
+
+def make_params(step):
+  rng = np.random.default_rng(step)
+  return {"encoder": {"kernel": rng.normal(size=(64, 48)).astype(np.float32)}, "bias": np.full(3, step, np.float32)}
+
+
+ABSTRACT = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), make_params(0))
+
+
+def write(run_dir, *steps):
+  writer = TowerWriter(run_dir)
+  for step in steps:
+    writer.write(step, jax.tree.map(jnp.asarray, make_params(step)))
+  writer.close()
+
+
+def test_round_trip(tmp_path):
+  run_dir = RunDir(tmp_path)
+  write(run_dir, 0, 20)
+  reader = TowerReader(run_dir)
+  assert reader.steps() == [0, 20]
+  for step in (0, 20):
+    export = reader.read(step, ABSTRACT)
+    assert export.step == step
+    assert export.digest == tree_digest(make_params(step)) == tree_digest(export.params)
+    np.testing.assert_array_equal(export.params["encoder"]["kernel"], make_params(step)["encoder"]["kernel"])
+
+
+def test_nothing_is_there_before_the_trainer(tmp_path):
+  assert TowerReader(RunDir(tmp_path / "absent")).steps() == []
+
+
+def test_a_reader_sees_what_comes_later(tmp_path):
+  run_dir = RunDir(tmp_path)
+  write(run_dir, 0)
+  reader = TowerReader(run_dir)
+  assert reader.steps() == [0]
+  write(run_dir, 20)
+  assert reader.steps() == [0, 20]
+  assert reader.read(20, ABSTRACT).params["bias"][0] == 20
+
+
+def test_the_newest_three_are_kept(tmp_path):
+  write(RunDir(tmp_path), 0, 10, 20, 30, 40)
+  assert TowerReader(RunDir(tmp_path)).steps() == [20, 30, 40]
+
+
+def test_a_replayed_step_is_no_error_and_changes_nothing(tmp_path):
+  run_dir = RunDir(tmp_path)
+  write(run_dir, 0, 20, 40)
+  written = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*") if p.is_file()}
+  write(run_dir, 0, 10, 20, 40)  # 10: a checkpoint between two exports
+  assert {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*") if p.is_file()} == written
+  write(run_dir, 60)
+  assert TowerReader(run_dir).steps() == [20, 40, 60]
+
+
+def test_a_damaged_array_is_refused(tmp_path):
+  run_dir = RunDir(tmp_path)
+  write(run_dir, 20)
+  manifest = next((tmp_path / "retriever/20/manifest").glob("metadata"))
+  manifest.write_text(manifest.read_text().replace(tree_digest(make_params(20)), "0" * 32))
+  reader = TowerReader(run_dir)
+  assert reader.steps() == [20]
+  with pytest.raises(ValueError) as error:
+    reader.read(20, ABSTRACT)
+  assert str(error.value) == (
+    f"the parameters in {tmp_path}/retriever/20 are damaged: their digest is {tree_digest(make_params(20))}, "
+    f"written was {'0' * 32}; the next export replaces them"
+  )
+
+
+def test_flipped_bits_in_array_files_are_refused(tmp_path):
+  run_dir = RunDir(tmp_path)
+  write(run_dir, 20)
+  largest = max(
+    (p for p in (tmp_path / "retriever/20/params").rglob("*") if p.is_file()), key=lambda p: p.stat().st_size
+  )
+  content = largest.read_bytes()
+  reader = TowerReader(run_dir)
+  assert reader.steps() == [20]
+  for position in np.linspace(len(content) * 0.2, len(content) * 0.8, 6).astype(int):
+    damaged = bytearray(content)
+    damaged[position] ^= 4
+    largest.write_bytes(bytes(damaged))
+    with pytest.raises(ValueError):
+      reader.read(20, ABSTRACT)
+  largest.write_bytes(content)
+  assert reader.read(20, ABSTRACT).digest == tree_digest(make_params(20))
