@@ -1,9 +1,10 @@
-"""Fine-tuning on questions as in ORQA: 5 passages read, a beam of 5,000 for the early retriever loss, one question a step.
+r"""Fine-tuning on questions as in ORQA: 5 passages read, a beam of 5,000, one question a step.
 
 Expected: 40.4 exact match on NaturalQuestions with the paper's pre-training (Table 1 of Guu et al. 2020).
 Hardware: the paper's single 12 GB GPU; not run at this size by this project yet.
 
-  realm train --config=configs/finetune.py --config.corpus=CORPUS --config.questions=FILE.jsonl --config.init=RUN --workdir=QA
+  realm train --config=configs/finetune.py --config.corpus=CORPUS --config.init=RUN \
+    --config.questions=FILE.jsonl --workdir=QA
   realm refresh_index --workdir=QA         at the same time
 """
 

@@ -36,9 +36,9 @@ def format_answer(question: str, answer: Answer, *, color: bool) -> str:
   """Question, answer with its probability, and the passage with the answer marked."""
   marks = ("\033[1;7m", "\033[0m") if color else ("[[", "]]")
   return (
-      f"Q: {question}\n"
-      f"A: {answer.text}  (probability {answer.probability:.2f}, retrieval score {answer.retrieval_score:.1f})\n"
-      f"   {answer.title}: {answer.marked(*marks)}\n"
+    f"Q: {question}\n"
+    f"A: {answer.text}  (probability {answer.probability:.2f}, retrieval score {answer.retrieval_score:.1f})\n"
+    f"   {answer.title}: {answer.marked(*marks)}\n"
   )
 
 

@@ -10,11 +10,11 @@ from collections.abc import Sequence
 from absl import flags, logging
 
 VERBS = {
-    "build_corpus": "raw text -> a passage store",
-    "train": "one loop, three stages: ict, pretrain, finetune",
-    "refresh_index": "the indexer: follows the trainer's parameters and publishes index snapshots",
-    "evaluate": "recall@k, exact match and F1 on questions",
-    "ask": "answers questions, with the evidence",
+  "build_corpus": "raw text -> a passage store",
+  "train": "one loop, three stages: ict, pretrain, finetune",
+  "refresh_index": "the indexer: follows the trainer's parameters and publishes index snapshots",
+  "evaluate": "recall@k, exact match and F1 on questions",
+  "ask": "answers questions, with the evidence",
 }
 
 

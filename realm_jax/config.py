@@ -92,19 +92,19 @@ def paper_config(stage: str) -> ConfigDict:
 
 def make_retriever(model: ConfigDict, vocab_size: int) -> Retriever:
   return Retriever(
-      bert=_bert_arguments(model, vocab_size),
-      retrieval_size=model.retrieval_size,
-      towers_are_shared=model.towers_are_shared,
-      layer_norm_epsilon=model.projection_layer_norm_epsilon,
-      embedding_dropout_rate=model.embedding_dropout_rate,
+    bert=_bert_arguments(model, vocab_size),
+    retrieval_size=model.retrieval_size,
+    towers_are_shared=model.towers_are_shared,
+    layer_norm_epsilon=model.projection_layer_norm_epsilon,
+    embedding_dropout_rate=model.embedding_dropout_rate,
   )
 
 
 def make_reader(model: ConfigDict, vocab_size: int) -> Reader:
   return Reader(
-      bert=_bert_arguments(model, vocab_size),
-      span_hidden_size=model.span_hidden_size,
-      max_span_width=model.max_span_width,
+    bert=_bert_arguments(model, vocab_size),
+    span_hidden_size=model.span_hidden_size,
+    max_span_width=model.max_span_width,
   )
 
 
@@ -115,13 +115,13 @@ def make_tower(model: ConfigDict, vocab_size: int) -> Tower:
 
 def _bert_arguments(model: ConfigDict, vocab_size: int) -> FrozenDict:
   return FrozenDict(
-      vocab_size=vocab_size,
-      hidden_size=model.hidden_size,
-      num_layers=model.num_layers,
-      num_heads=model.num_heads,
-      mlp_size=model.mlp_size,
-      max_length=model.max_length,
-      dropout_rate=model.dropout_rate,
-      layer_norm_epsilon=model.layer_norm_epsilon,
-      dtype=jnp.dtype(model.dtype),
+    vocab_size=vocab_size,
+    hidden_size=model.hidden_size,
+    num_layers=model.num_layers,
+    num_heads=model.num_heads,
+    mlp_size=model.mlp_size,
+    max_length=model.max_length,
+    dropout_rate=model.dropout_rate,
+    layer_norm_epsilon=model.layer_norm_epsilon,
+    dtype=jnp.dtype(model.dtype),
   )

@@ -29,7 +29,9 @@ def define_flags(values: flags.FlagValues) -> None:
   flags.DEFINE_bool("bm25", False, "Evaluate BM25 over the corpus instead of a retriever.", flag_values=values)
   flags.DEFINE_string("corpus", None, "The passage store, with --bm25 and no --workdir.", flag_values=values)
   flags.DEFINE_bool("regex", False, "Answers are regular expressions (CuratedTREC).", flag_values=values)
-  flags.DEFINE_bool("answerable", False, "Leave out questions without an answer anywhere in the corpus.", flag_values=values)
+  flags.DEFINE_bool(
+    "answerable", False, "Leave out questions without an answer anywhere in the corpus.", flag_values=values
+  )
   flags.DEFINE_bool("retrieval_only", False, "Measure recall alone.", flag_values=values)
   flags.DEFINE_string("name", None, "Name of the result [the questions' file name].", flag_values=values)
   flags.DEFINE_list("table", None, "Print the stored results of these runs as one table, and end.", flag_values=values)
@@ -69,8 +71,8 @@ def main(values: flags.FlagValues, positional: list[str]) -> None:
       answers = [a for c in tqdm.tqdm(chunks, desc="reading") for a in retriever.answer([q.question for q in c])]
       result |= evaluate_answers(answers, questions, regex=values.regex)
       predictions = [
-          {"question": q.question, "prediction": a.text, "answer": list(q.answers), **a._asdict()}
-          for q, a in zip(questions, answers)
+        {"question": q.question, "prediction": a.text, "answer": list(q.answers), **a._asdict()}
+        for q, a in zip(questions, answers)
       ]
   if values.workdir:
     name = values.name or ("bm25." if values.bm25 else "") + pathlib.Path(values.questions).name.split(".jsonl")[0]
@@ -116,7 +118,10 @@ def format_table(workdirs: list[str]) -> str:
       rows.append([f"{run_dir.path.name} {path.stem}", str(result["num_questions"]), *cells])
   header = ["run, questions", "number", *columns]
   widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]
-  return "\n".join("  ".join(cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths))) for row in [header, *rows])
+  return "\n".join(
+    "  ".join(cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths)))
+    for row in [header, *rows]
+  )
 
 
 if __name__ == "__main__":

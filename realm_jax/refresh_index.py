@@ -35,18 +35,18 @@ def main(values: flags.FlagValues, positional: list[str]) -> None:
   config = ConfigDict(run_dir.read_config(timeout=600.0 if values.timeout is None else values.timeout))
   store = PassageStore(config.corpus)
   num_published = follow(
-      run_dir,
-      make_tower(config.model, store.description["vocabulary_size"]),
-      store,
-      searcher=config.index.searcher,
-      exact_below=config.index.exact_below,
-      once=values.once,
-      in_order=config.index.sync,
-      timeout=config.index.timeout if values.timeout is None else values.timeout,
-      keep=config.index.keep,
-      batch_size=config.index.batch_size,
-      log=lambda line: tqdm.tqdm.write(line),
-      progress=lambda batches: tqdm.tqdm(batches, desc="embedding", leave=False, mininterval=1.0, disable=values.quiet),
+    run_dir,
+    make_tower(config.model, store.description["vocabulary_size"]),
+    store,
+    searcher=config.index.searcher,
+    exact_below=config.index.exact_below,
+    once=values.once,
+    in_order=config.index.sync,
+    timeout=config.index.timeout if values.timeout is None else values.timeout,
+    keep=config.index.keep,
+    batch_size=config.index.batch_size,
+    log=lambda line: tqdm.tqdm.write(line),
+    progress=lambda batches: tqdm.tqdm(batches, desc="embedding", leave=False, mininterval=1.0, disable=values.quiet),
   )
   print(f"{num_published} snapshots published in {run_dir.index}")
 

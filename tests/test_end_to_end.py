@@ -6,6 +6,7 @@ import pathlib
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 
 import pytest
@@ -24,12 +25,20 @@ SMALL = [
 ]  # fmt: skip
 
 
+# The processes compile the same programs again and again.
+CACHE = {
+  "JAX_PLATFORMS": "cpu",
+  "JAX_COMPILATION_CACHE_DIR": tempfile.mkdtemp(prefix="realm-test-cache-"),
+  "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+  "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "0",
+}
+
+
 def realm(*arguments, wait=True):
   command = [sys.executable, "-m", "realm_jax.cli", *map(str, arguments)]
   process = subprocess.Popen(
-      command, cwd=ROOT, env=os.environ | {"JAX_PLATFORMS": "cpu"}, text=True,
-      stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-  )  # fmt: skip
+    command, cwd=ROOT, env=os.environ | CACHE, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+  )
   if not wait:
     return process
   output, _ = process.communicate(timeout=240)
@@ -134,7 +143,9 @@ def test_fine_tuning_evaluation_and_asking(pretrained, corpus):
   assert result["num_questions"] == 10
   assert 0 <= result["recall@1"] <= result["recall@5"] <= result["recall@20"] <= 100
   assert 0 <= result["exact_match"] <= result["f1"] <= 100
-  predictions = [json.loads(line) for line in (qa / "evaluation" / "questions.predictions.jsonl").read_text().splitlines()]
+  predictions = [
+    json.loads(line) for line in (qa / "evaluation" / "questions.predictions.jsonl").read_text().splitlines()
+  ]
   assert [p["question"] for p in predictions] == [json.loads(line)["question"] for line in lines]
   for p in predictions:
     assert p["passage"][p["start"] : p["end"]] == p["prediction"] != ""

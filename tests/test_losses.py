@@ -104,7 +104,8 @@ def test_unpredicted_tokens_leave_no_trace():
 def test_gradient_with_respect_to_a_score_is_the_paper_s(float64):
   """r(z) = [p(y|z,x) / p(y|x) - 1] p(z|x), appendix A of Guu et al. 2020."""
   score_BK, gold_log_prob_BKM, weight_BM = random_masked_batch()
-  gradient = jax.grad(lambda s: losses.per_example_marginal_log_likelihood(s, gold_log_prob_BKM, weight_BM).sum())(score_BK)
+  likelihood = losses.per_example_marginal_log_likelihood
+  gradient = jax.grad(lambda s: likelihood(s, gold_log_prob_BKM, weight_BM).sum())(score_BK)
   assert gradient.dtype == np.float64
   prior_BK = softmax(score_BK, 1)
   likelihood_BK = np.exp((gold_log_prob_BKM * weight_BM[:, None]).sum(2))
@@ -177,7 +178,7 @@ def test_marginal_log_loss_is_zero_where_nothing_is_correct(dtype):
   # Masked spans are at -10,000 already; 16 bits of either kind must not make them NaN.
   logit = jnp.array([[3.0, -1.0, -10_000.0], [3.0, -1.0, -10_000.0], [-10_000.0] * 3], dtype)
   is_correct = jnp.array([[False, False, False], [False, True, False], [False, False, True]])
-  loss_B, gradient = losses.marginal_log_loss(logit, is_correct), None
+  loss_B = losses.marginal_log_loss(logit, is_correct)
   gradient = jax.grad(lambda x: losses.marginal_log_loss(x, is_correct).sum())(logit)
   assert loss_B.dtype == gradient.dtype == dtype
   assert np.isfinite(np.float32(loss_B)).all() and np.isfinite(np.float32(gradient)).all()

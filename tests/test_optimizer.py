@@ -60,7 +60,10 @@ def numpy_steps(params, grads, *, learning_rate, num_steps, num_warmup_steps, we
       if path == ("dense", "kernel"):
         update = update + weight_decay * p[path]
       p[path] = p[path] - rate * update
-  return {"dense": {n: p["dense", n] for n in ("kernel", "bias")}, "layer_norm": {n: p["layer_norm", n] for n in ("scale", "bias")}}
+  return {
+    "dense": {n: p["dense", n] for n in ("kernel", "bias")},
+    "layer_norm": {n: p["layer_norm", n] for n in ("scale", "bias")},
+  }
 
 
 def assert_trees_close(a, b, rtol=0, atol=2e-6):
@@ -89,7 +92,7 @@ def test_first_step_by_hand():
 
 
 def test_clips_by_the_norm_of_all_gradients(params):
-  small, large = random_grads(params, 1, 1.0)[0], None
+  small = random_grads(params, 1, 1.0)[0]
   norm = np.sqrt(sum((x**2).sum() for x in jax.tree.leaves(small)))
   large = jax.tree.map(lambda x: x * 1000, small)
   unit = jax.tree.map(lambda x: x / norm, small)

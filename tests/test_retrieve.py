@@ -132,11 +132,13 @@ def test_google_s_reader_inputs(tmp_path):
 
 
 def test_hugging_face_s_block_has_answer(tmp_path):
-  """The arrays of test_block_has_answer in HF's test_retrieval_realm.py (section 3.7), "a" and "longer" being known here."""
-  words = "test question this is the first second third fourth fifth record a longer".split()
+  """The arrays of test_block_has_answer in HF's test_retrieval_realm.py (section 3.7)."""
+  words = "test question this is the first second third fourth fifth record longer".split()
   vocabulary = Vocabulary([*SPECIAL_TOKENS, *words], lowercase=True)
   ordinals = ["first", "second", "third", "fourth", "fifth"]
-  texts = [f"This is the {word} record" for word in ordinals] + ["This is longer longer longer longer record"]
+  texts = [f"This is the {word} record" for word in ordinals] + [
+    "This is longer longer longer longer record"
+  ]  # HF: 4 [UNK]
   store = build_store(tmp_path, vocabulary, [("test", text) for text in texts])
   assembler = BatchAssembler(store, vocabulary, joint_length=16)
   queries = QuestionSource(
@@ -156,7 +158,9 @@ def test_question_batch_takes_the_beam_and_reads_its_first(store, vocabulary):
   questions = [Question("Rome was old in", ()), Question("cat sat on", ())]
   queries = QuestionSource(questions, vocabulary, seed=0, query_length=8, max_masks=1).rows(np.array([0, 1]))
   snapshot = snapshot_of(3)
-  batch = assembler.question_batch(queries, [["May 1990"], ["a mat", "here"]], np.array([[2, 1, 0], [0, 2, 1]]), snapshot, 2)
+  batch = assembler.question_batch(
+    queries, [["May 1990"], ["a mat", "here"]], np.array([[2, 1, 0], [0, 2, 1]]), snapshot, 2
+  )
   np.testing.assert_array_equal(batch.beam_emb_BRD[:, :, 0], [[8, 4, 0], [0, 8, 4]])
   assert batch.beam_emb_BRD.dtype == np.float32
   np.testing.assert_array_equal(batch.beam_has_answer_BR, [[False, True, False], [True, True, False]])

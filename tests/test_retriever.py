@@ -88,8 +88,8 @@ def test_shared_towers_have_one_set_of_parameters():
   assert set(separate) == {"query_tower", "passage_tower"}
   structure = jax.tree.structure(shared["query_tower"])
   assert jax.tree.structure(separate["query_tower"]) == jax.tree.structure(separate["passage_tower"]) == structure
-  # Three embeddings and a layer norm; per layer 6 dense and 2 norms; pooler, projection, norm: 19*12 + 8*12 + 2*12 + 24,
-  # 2 * (4*(12*12 + 12) + 12*16 + 16 + 16*12 + 12 + 48), 156 + 65 + 10.
+  # Three embeddings and a norm: 19*12 + 8*12 + 2*12 + 24. Per layer 6 dense and 2 norms: 4*(12*12 + 12) + 12*16 + 16
+  # + 16*12 + 12 + 48. Pooler, projection, norm: 156 + 65 + 10.
   assert sum(x.size for x in jax.tree.leaves(shared)) == 372 + 2 * 1084 + 231
 
 

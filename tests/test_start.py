@@ -161,7 +161,10 @@ def test_refuses_another_vocabulary(bert_dir):
   [
     ({"mlp_size": 12}, r"\['layer_0'\]\['mlp_in'\]\['bias'\] of shape \(10,\), the config describes \(12,\)"),
     ({"max_length": 10}, r"\['position_embeddings'\]\['embedding'\] of shape \(9, 6\), the config describes \(10, 6\)"),
-    ({"num_layers": 3}, r"\['layer_2'\]\['attention_layer_norm'\]\['bias'\] of shape none, the config describes \(6,\)"),
+    (
+      {"num_layers": 3},
+      r"\['layer_2'\]\['attention_layer_norm'\]\['bias'\] of shape none, the config describes \(6,\)",
+    ),
     ({"num_layers": 1}, r"has parameters that the config does not describe: .*\['layer_1'\]"),
   ],
 )

@@ -43,9 +43,9 @@ class Rejections:
 
   def describe(self) -> str:
     return "; ".join(
-        f"{count} with {reason} (line{'s' if count > 1 else ''} {', '.join(map(str, self._lines[reason]))}"
-        f"{', ...' if count > _LINES_NAMED else ''})"
-        for reason, count in self.count.most_common()
+      f"{count} with {reason} (line{'s' if count > 1 else ''} {', '.join(map(str, self._lines[reason]))}"
+      f"{', ...' if count > _LINES_NAMED else ''})"
+      for reason, count in self.count.most_common()
     )
 
 
@@ -105,12 +105,14 @@ def read_articles(path, *, rejections: Rejections, strict: bool = False) -> Iter
       article = parse_article(line)
     except BadLine as error:
       if strict:
-        raise ValueError(f"{path}, line {number}: a line with {error}; mend it, or leave out --strict to skip it") from None
+        raise ValueError(
+          f"{path}, line {number}: a line with {error}; mend it, or leave out --strict to skip it"
+        ) from None
       rejections.add(str(error), number)
       continue
     if article.id in line_of_id:
       raise ValueError(
-          f"{path}: lines {line_of_id[article.id]} and {number} have the same id {article.id!r}; ids must be unique"
+        f"{path}: lines {line_of_id[article.id]} and {number} have the same id {article.id!r}; ids must be unique"
       )
     line_of_id[article.id] = number
     yield article
@@ -132,4 +134,6 @@ def numbered_lines(path) -> Iterator[tuple[int, bytes]]:
         while len(piece) > _MAX_LINE_BYTES and not piece.endswith(b"\n"):
           piece = file.readline(_MAX_LINE_BYTES + 1)
   except (EOFError, gzip.BadGzipFile, lzma.LZMAError, zlib.error) as error:
-    raise ValueError(f"{path} can't be decompressed after line {number} ({error}); is it cut off? Fetch it again") from error
+    raise ValueError(
+      f"{path} can't be decompressed after line {number} ({error}); is it cut off? Fetch it again"
+    ) from error

@@ -32,17 +32,17 @@ class _Texts:
 
 
 def build_passages(
-    input_path,
-    output_path,
-    *,
-    vocabulary: Vocabulary,
-    passage_length: int,
-    tagger: Tagger,
-    whole: bool = False,
-    strict: bool = False,
-    num_passages: int | None = None,
-    description: dict[str, Any] | None = None,
-    progress: Callable[[Iterator[Article]], Iterator[Article]] = lambda articles: articles,
+  input_path,
+  output_path,
+  *,
+  vocabulary: Vocabulary,
+  passage_length: int,
+  tagger: Tagger,
+  whole: bool = False,
+  strict: bool = False,
+  num_passages: int | None = None,
+  description: dict[str, Any] | None = None,
+  progress: Callable[[Iterator[Article]], Iterator[Article]] = lambda articles: articles,
 ) -> dict[str, Any]:
   """Reads articles, splits and tags them, and writes the store.
 
@@ -78,13 +78,17 @@ def build_passages(
       reasons = rejections.describe() or ("no text has a wordpiece" if num_read else "the file has no line")
       raise ValueError(f'{input_path} gives an empty corpus: {reasons}; expected {{"id", "title", "text"}} a line')
     result = {
-        "num_articles": num_read,
-        "rejected": dict(rejections.count),
-        "tagger": tagger.name,
-        **(description or {}),
+      "num_articles": num_read,
+      "rejected": dict(rejections.count),
+      "tagger": tagger.name,
+      **(description or {}),
     }
     writer.finish(result)
-  return result | {"num_passages": writer.num_passages, "num_spans": writer.num_spans, "rejected_lines": rejections.describe()}
+  return result | {
+    "num_passages": writer.num_passages,
+    "num_spans": writer.num_spans,
+    "rejected_lines": rejections.describe(),
+  }
 
 
 def _chunks(articles: Iterable[Article]) -> Iterator[tuple[Article, ...]]:

@@ -23,15 +23,15 @@ FORMAT = "realm-passages-1"
 
 # Ragged fields have a companion `<name>_offset` with N + 1 entries.
 _FIELDS: dict[str, tuple[str, tuple[int, ...]]] = {
-    "title_length": ("<u2", ()),
-    "body_length": ("<u2", ()),
+  "title_length": ("<u2", ()),
+  "body_length": ("<u2", ()),
 }
 _RAGGED: dict[str, tuple[str, tuple[int, ...]]] = {
-    "id": ("u1", ()),
-    "title": ("u1", ()),
-    "body": ("u1", ()),
-    "sentence_start": ("<u2", ()),  # body token
-    "span": ("<u2", (4,)),  # first and last + 1 body token, sentence, kind
+  "id": ("u1", ()),
+  "title": ("u1", ()),
+  "body": ("u1", ()),
+  "sentence_start": ("<u2", ()),  # body token
+  "span": ("<u2", (4,)),  # first and last + 1 body token, sentence, kind
 }
 
 
@@ -94,19 +94,21 @@ class PassageWriter:
     self._vocabulary.save(self._scratch / "vocab.txt")
     digest = {p.name: _file_digest(p) for p in sorted(self._scratch.iterdir())}
     corpus = {
-        "format": FORMAT,
-        "num_passages": self.num_passages,
-        "passage_length": self._passage_length,
-        "num_sentences": self.num_sentences,
-        "num_spans": self.num_spans,
-        "vocabulary_size": len(self._vocabulary),
-        "lowercase": self._vocabulary.lowercase,
-        "vocabulary_digest": self._vocabulary.digest,
-        "content_digest": xxhash.xxh3_128_hexdigest(json.dumps(digest, sort_keys=True).encode()),
-        "file_digest": digest,
-        **description,
+      "format": FORMAT,
+      "num_passages": self.num_passages,
+      "passage_length": self._passage_length,
+      "num_sentences": self.num_sentences,
+      "num_spans": self.num_spans,
+      "vocabulary_size": len(self._vocabulary),
+      "lowercase": self._vocabulary.lowercase,
+      "vocabulary_digest": self._vocabulary.digest,
+      "content_digest": xxhash.xxh3_128_hexdigest(json.dumps(digest, sort_keys=True).encode()),
+      "file_digest": digest,
+      **description,
     }
-    (self._scratch / "corpus.json").write_text(json.dumps(corpus, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    (self._scratch / "corpus.json").write_text(
+      json.dumps(corpus, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
+    )
     if self._path.exists():
       self._path.rmdir()  # empty, as checked at the start
     self._scratch.rename(self._path)
@@ -147,12 +149,12 @@ class PassageStore:
       self.description = json.loads((self.path / "corpus.json").read_text(encoding="utf-8"))
     except ValueError as error:
       raise ValueError(
-          f"{self.path / 'corpus.json'} is no JSON ({error}): the corpus is damaged; build it again"
+        f"{self.path / 'corpus.json'} is no JSON ({error}): the corpus is damaged; build it again"
       ) from None
     if self.description.get("format") != FORMAT:
       raise ValueError(
-          f"{self.path} has the format {self.description.get('format')!r}, this version reads {FORMAT!r}; "
-          "build the corpus again"
+        f"{self.path} has the format {self.description.get('format')!r}, this version reads {FORMAT!r}; "
+        "build the corpus again"
       )
     self.num_passages: int = self.description["num_passages"]
     self.passage_length: int = self.description["passage_length"]
@@ -163,7 +165,7 @@ class PassageStore:
     self.body_length_N = self._map("body_length", "<u2", (n,))
     self._offset = {name: self._map(f"{name}_offset", "<u8", (n + 1,)) for name in _RAGGED}
     ragged = {
-        name: self._map(name, dtype, (int(self._offset[name][-1]), *shape)) for name, (dtype, shape) in _RAGGED.items()
+      name: self._map(name, dtype, (int(self._offset[name][-1]), *shape)) for name, (dtype, shape) in _RAGGED.items()
     }
     self._id, self._title, self._body = ragged["id"], ragged["title"], ragged["body"]
     self.sentence_start, self.sentence_offset = ragged["sentence_start"], self._offset["sentence_start"]

@@ -22,7 +22,7 @@ class QuerySource(Protocol):
 
 
 class SentenceSource:
-  """Inverse cloze task: a random sentence of a passage; the passage is its positive (section 3.4 of Guu et al. 2020)."""
+  """Inverse cloze task: a random sentence of a passage, whose positive the passage is (Guu et al. 2020, 3.4)."""
 
   def __init__(self, store: PassageStore, *, seed: int, query_length: int, max_masks: int, removal_rate: float = 0.9):
     """removal_rate is the share of queries whose sentence is removed from the passage (0.9 in ORQA)."""
@@ -40,13 +40,13 @@ class SentenceSource:
     sentence_B = (uniform(self._seed, 1, number_B) * num_sentences_B).astype(np.int64)
     sentence_B2 = _sentence_range(self._store, passage_id_B, sentence_B)
     return _make_batch(
-        _body_range(self._store, passage_id_B, sentence_B2),
-        self._query_length,
-        self._max_masks,
-        self._vocabulary,
-        passage_id_B=passage_id_B,
-        sentence_B2=sentence_B2,
-        sentence_is_removed_B=uniform(self._seed, 2, number_B) < self._removal_rate,
+      _body_range(self._store, passage_id_B, sentence_B2),
+      self._query_length,
+      self._max_masks,
+      self._vocabulary,
+      passage_id_B=passage_id_B,
+      sentence_B2=sentence_B2,
+      sentence_is_removed_B=uniform(self._seed, 2, number_B) < self._removal_rate,
     )
 
 
@@ -62,8 +62,8 @@ class MaskedSentenceSource:
     self._begin, self._num_spans = span_offset[:-1][self._passage_id], num_spans_N[self._passage_id]
     if len(self._passage_id) == 0:
       raise ValueError(
-          f"{store.path} has no salient span within the first {query_length - 2} tokens of a sentence; "
-          "build the corpus with --tagger=rules or spacy"
+        f"{store.path} has no salient span within the first {query_length - 2} tokens of a sentence; "
+        "build the corpus with --tagger=rules or spacy"
       )
 
   def draw(self, number_B: np.ndarray) -> QueryBatch:
@@ -73,12 +73,12 @@ class MaskedSentenceSource:
     first_B, end_B, sentence_B = self._span[span_B].T
     sentence_B2 = _sentence_range(self._store, passage_id_B, sentence_B)
     batch = _make_batch(
-        _body_range(self._store, passage_id_B, sentence_B2),
-        self._query_length,
-        self._max_masks,
-        self._vocabulary,
-        passage_id_B=passage_id_B,
-        sentence_B2=sentence_B2,
+      _body_range(self._store, passage_id_B, sentence_B2),
+      self._query_length,
+      self._max_masks,
+      self._vocabulary,
+      passage_id_B=passage_id_B,
+      sentence_B2=sentence_B2,
     )
     # + 1 for [CLS].
     return mask_span(batch, first_B - sentence_B2[:, 0] + 1, end_B - sentence_B2[:, 0] + 1, self._vocabulary.mask_id)
@@ -88,7 +88,7 @@ class QuestionSource:
   """Questions in an order of their own each epoch."""
 
   def __init__(
-      self, questions: Sequence[Question], vocabulary: Vocabulary, *, seed: int, query_length: int, max_masks: int
+    self, questions: Sequence[Question], vocabulary: Vocabulary, *, seed: int, query_length: int, max_masks: int
   ):
     self._seed, self._query_length, self._max_masks, self._vocabulary = seed, query_length, max_masks, vocabulary
     self._tokens = text_tokens([q.question for q in questions], vocabulary)
@@ -113,7 +113,7 @@ def text_tokens(texts: Sequence[str], vocabulary: Vocabulary) -> Tokens:
 
 
 def maskable_spans(store: PassageStore, query_length: int) -> tuple[np.ndarray, np.ndarray]:
-  """Spans whose last token fits a query ([CLS] before, [SEP] after): [S, 3] first, last + 1, sentence; offsets [N + 1]."""
+  """Spans that fit a query with [CLS] and [SEP]: [S, 3] first, last + 1, sentence; and offsets [N + 1]."""
   num_spans_N = np.diff(store.span_offset.astype(np.int64))
   passage_S = np.repeat(np.arange(len(store)), num_spans_N)
   span = np.asarray(store.span, np.int64)[:, :3]
@@ -132,10 +132,10 @@ def mask_span(batch: QueryBatch, first_B: np.ndarray, end_B: np.ndarray, mask_id
   position_BM = np.where(is_predicted_BM, position_BM, 0)
   target_BM = np.take_along_axis(batch.token_id_BQ, position_BM, 1)
   return batch._replace(
-      token_id_BQ=np.where(is_masked_BQ, np.int32(mask_id), batch.token_id_BQ),
-      mask_position_BM=position_BM.astype(np.int32),
-      mask_target_BM=np.where(is_predicted_BM, target_BM, 0).astype(np.int32),
-      mask_weight_BM=is_predicted_BM.astype(np.float32),
+    token_id_BQ=np.where(is_masked_BQ, np.int32(mask_id), batch.token_id_BQ),
+    mask_position_BM=position_BM.astype(np.int32),
+    mask_target_BM=np.where(is_predicted_BM, target_BM, 0).astype(np.int32),
+    mask_weight_BM=is_predicted_BM.astype(np.float32),
   )
 
 
@@ -144,7 +144,9 @@ def _sentence_range(store: PassageStore, passage_id_B: np.ndarray, sentence_B: n
   row_B = store.sentence_offset[passage_id_B].astype(np.int64) + sentence_B
   is_last_B = row_B + 1 == store.sentence_offset[passage_id_B + 1].astype(np.int64)
   next_B = store.sentence_start[np.minimum(row_B + 1, len(store.sentence_start) - 1)]
-  return np.stack([store.sentence_start[row_B], np.where(is_last_B, store.body_length_N[passage_id_B], next_B)], 1).astype(np.int64)
+  return np.stack(
+    [store.sentence_start[row_B], np.where(is_last_B, store.body_length_N[passage_id_B], next_B)], 1
+  ).astype(np.int64)
 
 
 def _body_range(store: PassageStore, passage_id_B: np.ndarray, range_B2: np.ndarray) -> Tokens:
@@ -157,14 +159,14 @@ def _make_batch(tokens: Tokens, query_length: int, max_masks: int, vocabulary: V
   num_queries = len(tokens.num_tokens_R)
   packed = pack(tokens, None, query_length, vocabulary)
   batch = QueryBatch(
-      token_id_BQ=packed.token_id,
-      num_tokens_B=packed.is_token.sum(1).astype(np.int32),
-      passage_id_B=np.full(num_queries, NO_PASSAGE, np.int32),
-      sentence_B2=np.zeros((num_queries, 2), np.int32),
-      sentence_is_removed_B=np.zeros(num_queries, bool),
-      mask_position_BM=np.zeros((num_queries, max_masks), np.int32),
-      mask_target_BM=np.zeros((num_queries, max_masks), np.int32),
-      mask_weight_BM=np.zeros((num_queries, max_masks), np.float32),
-      question_id_B=np.full(num_queries, -1, np.int32),
+    token_id_BQ=packed.token_id,
+    num_tokens_B=packed.is_token.sum(1).astype(np.int32),
+    passage_id_B=np.full(num_queries, NO_PASSAGE, np.int32),
+    sentence_B2=np.zeros((num_queries, 2), np.int32),
+    sentence_is_removed_B=np.zeros(num_queries, bool),
+    mask_position_BM=np.zeros((num_queries, max_masks), np.int32),
+    mask_target_BM=np.zeros((num_queries, max_masks), np.int32),
+    mask_weight_BM=np.zeros((num_queries, max_masks), np.float32),
+    question_id_B=np.full(num_queries, -1, np.int32),
   )
   return batch._replace(**{name: value.astype(getattr(batch, name).dtype) for name, value in fields.items()})

@@ -26,7 +26,7 @@ def read_questions(path) -> list[Question]:
         questions.append(_parse_question(json.loads(line.decode("utf-8"))))
       except (ValueError, RecursionError) as error:
         raise ValueError(
-            f'{path}, line {number}: {error}; expected {{"question": text, "answer": [text, ...]}}'
+          f'{path}, line {number}: {error}; expected {{"question": text, "answer": [text, ...]}}'
         ) from None
   if not questions:
     raise ValueError(f'{path} holds no question; expected {{"question": text, "answer": [text, ...]}} a line')

@@ -274,7 +274,7 @@ class SpacyTagger:
 
   def __init__(self, model: str = "en_core_web_sm", num_processes: int = 1):
     try:
-      import spacy
+      import spacy  # noqa: PLC0415 an extra
     except ImportError as error:
       raise ImportError(
         f"the tagger 'spacy:{model}' needs spaCy and a model; run: "

@@ -26,7 +26,7 @@ class Passage(NamedTuple):
 
 
 def split_articles(
-    articles: Sequence[Article], vocabulary: Vocabulary, *, passage_length: int, whole: bool = False
+  articles: Sequence[Article], vocabulary: Vocabulary, *, passage_length: int, whole: bool = False
 ) -> Iterator[Passage]:
   """Yields passages: consecutive sentences, packed greedily while title and body fit (section 1.4 of ORQA's rules).
 
@@ -61,12 +61,12 @@ def split_articles(
       end = len(article.text) if last == len(body.token_id) else body.char_range[last, 0]
       text = article.text[begin:end]
       yield Passage(
-          id=article.id if len(cuts) == 2 else f"{article.id}#{n}",
-          title=article.title,
-          body=text.rstrip(),
-          title_token_id=title_token_id,
-          body_encoding=Encoding(body.token_id[first:last], char_range - begin),
-          sentence_start=starts[(starts >= first) & (starts < last)] - first,
+        id=article.id if len(cuts) == 2 else f"{article.id}#{n}",
+        title=article.title,
+        body=text.rstrip(),
+        title_token_id=title_token_id,
+        body_encoding=Encoding(body.token_id[first:last], char_range - begin),
+        sentence_start=starts[(starts >= first) & (starts < last)] - first,
       )
 
 

@@ -58,20 +58,18 @@ def make_task(name: str, source: QuerySource, *, first_example: int = 0) -> seqi
     return dataset.batch(_CHUNK).map(draw_chunk).unbatch()
 
   features = {
-      field: seqio.Feature(
-          seqio.PassThroughVocabulary(size=2**31 - 1),
-          add_eos=False,
-          rank=_RANK.get(field, 0),
-          dtype=_DTYPE.get(field, tf.int32),
-      )
-      for field in QueryBatch._fields
+    field: seqio.Feature(
+      seqio.PassThroughVocabulary(size=2**31 - 1),
+      add_eos=False,
+      rank=_RANK.get(field, 0),
+      dtype=_DTYPE.get(field, tf.int32),
+    )
+    for field in QueryBatch._fields
   }
   return seqio.Task(name, source=NumberedExamples(first_example), preprocessors=[draw], output_features=features)
 
 
-def query_batches(
-    name: str, source: QuerySource, *, batch_size: int, first_step: int = 0
-) -> Iterator[QueryBatch]:
+def query_batches(name: str, source: QuerySource, *, batch_size: int, first_step: int = 0) -> Iterator[QueryBatch]:
   """Endless batches from step `first_step` on; batch t holds the examples t * batch_size, ..., whatever came before."""
   task = make_task(name, source, first_example=first_step * batch_size)
   dataset = task.get_dataset(sequence_length=None, split="train", shuffle=False, num_epochs=1)

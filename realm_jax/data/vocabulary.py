@@ -43,8 +43,8 @@ class Vocabulary:
     missing = [token for token in SPECIAL_TOKENS if token not in id_of]
     if missing:
       raise ValueError(
-          f"the vocabulary of {len(self.tokens)} wordpieces lacks {', '.join(missing)}; "
-          "give a BERT vocab.txt, one wordpiece a line"
+        f"the vocabulary of {len(self.tokens)} wordpieces lacks {', '.join(missing)}; "
+        "give a BERT vocab.txt, one wordpiece a line"
       )
     if len(self.tokens) > MAX_SIZE:
       raise ValueError(f"the vocabulary has {len(self.tokens)} wordpieces; at most {MAX_SIZE} fit the store")
@@ -67,8 +67,8 @@ class Vocabulary:
 
   def encode(self, texts: Sequence[str]) -> list[Encoding]:
     return [
-        Encoding(np.array(e.ids, np.int32), np.array(e.offsets, np.int32).reshape(-1, 2))
-        for e in self._tokenizer.encode_batch(list(texts), add_special_tokens=False)
+      Encoding(np.array(e.ids, np.int32), np.array(e.offsets, np.int32).reshape(-1, 2))
+      for e in self._tokenizer.encode_batch(list(texts), add_special_tokens=False)
     ]
 
   def save(self, path) -> None:
@@ -99,17 +99,17 @@ class Vocabulary:
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     if size < len(SPECIAL_TOKENS) + 2:
       raise ValueError(
-          f"size {size} has no room for {len(SPECIAL_TOKENS)} special tokens and a character; give 100 or more"
+        f"size {size} has no room for {len(SPECIAL_TOKENS)} special tokens and a character; give 100 or more"
       )
     characters = _frequent_characters(texts, tokenizer, (size - len(SPECIAL_TOKENS)) // 2)
     # Left to itself the trainer numbers "##x" in the order of a hash table, and ties between merges go by number.
     continuations = [f"##{c}" for c in characters if _continues_word(c, tokenizer)]
     trainer = trainers.WordPieceTrainer(
-        vocab_size=size,
-        special_tokens=[*SPECIAL_TOKENS, *continuations],
-        initial_alphabet=characters,
-        limit_alphabet=len(characters),
-        show_progress=False,
+      vocab_size=size,
+      special_tokens=[*SPECIAL_TOKENS, *continuations],
+      initial_alphabet=characters,
+      limit_alphabet=len(characters),
+      show_progress=False,
     )
     tokenizer.train_from_iterator(texts, trainer)
     return cls(sorted(tokenizer.get_vocab(), key=tokenizer.get_vocab().get), lowercase=lowercase)
@@ -137,5 +137,5 @@ def _continues_word(character: str, tokenizer: tokenizers.Tokenizer) -> bool:
 
 def _normalizer(lowercase: bool) -> normalizers.Normalizer:
   return normalizers.BertNormalizer(
-      clean_text=True, handle_chinese_chars=True, strip_accents=lowercase, lowercase=lowercase
+    clean_text=True, handle_chinese_chars=True, strip_accents=lowercase, lowercase=lowercase
   )

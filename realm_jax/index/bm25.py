@@ -11,7 +11,6 @@ import Stemmer
 
 from realm_jax.data.passages import PassageStore
 
-
 logging.getLogger("bm25s").setLevel(logging.WARNING)  # it tells of every index that it builds
 
 

@@ -17,13 +17,13 @@ from realm_jax.model.retriever import Tower
 
 
 def embed_passages(
-    tower: Tower,
-    params: Any,
-    store: PassageStore,
-    vocabulary: Vocabulary,
-    *,
-    batch_size: int = 256,
-    progress: Callable[[Iterable[int]], Iterable[int]] = lambda batches: batches,
+  tower: Tower,
+  params: Any,
+  store: PassageStore,
+  vocabulary: Vocabulary,
+  *,
+  batch_size: int = 256,
+  progress: Callable[[Iterable[int]], Iterable[int]] = lambda batches: batches,
 ) -> np.ndarray:
   """Every passage as [CLS] title [SEP] body [SEP] -> bfloat16 [N, D].
 

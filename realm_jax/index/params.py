@@ -20,8 +20,8 @@ def restore_params(run_dir: RunDir, step: int | None = None) -> tuple[int, Any]:
   steps = run_dir.checkpoint_steps()
   if not steps or (step is not None and step not in steps):
     raise FileNotFoundError(
-        f"no checkpoint{'' if step is None else f' {step}'} in {run_dir.checkpoints} (there are: {steps}); "
-        "train the run first, or check --workdir"
+      f"no checkpoint{'' if step is None else f' {step}'} in {run_dir.checkpoints} (there are: {steps}); "
+      "train the run first, or check --workdir"
     )
   step = steps[-1] if step is None else step
   with ocp.PyTreeCheckpointer() as checkpointer:
@@ -29,11 +29,11 @@ def restore_params(run_dir: RunDir, step: int | None = None) -> tuple[int, Any]:
     tree = checkpointer.metadata(path).item_metadata.tree["params"]
     item = {"params": jax.tree.map(lambda _: 0, tree)}
     params = checkpointer.restore(
-        path,
-        args=ocp.args.PyTreeRestore(
-            item=item,
-            restore_args=jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), item),
-            partial_restore=True,
-        ),
+      path,
+      args=ocp.args.PyTreeRestore(
+        item=item,
+        restore_args=jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), item),
+        partial_restore=True,
+      ),
     )["params"]
   return step, params

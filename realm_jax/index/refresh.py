@@ -18,19 +18,19 @@ from realm_jax.model.retriever import Tower
 
 
 def follow(
-    run_dir: RunDir,
-    tower: Tower,
-    store: PassageStore,
-    *,
-    searcher: str,
-    exact_below: int,
-    once: bool,
-    timeout: float,
-    in_order: bool = False,
-    keep: int = 3,
-    batch_size: int = 256,
-    log: Callable[[str], None] = print,
-    progress: Callable[[Iterable[int]], Iterable[int]] = lambda batches: batches,
+  run_dir: RunDir,
+  tower: Tower,
+  store: PassageStore,
+  *,
+  searcher: str,
+  exact_below: int,
+  once: bool,
+  timeout: float,
+  in_order: bool = False,
+  keep: int = 3,
+  batch_size: int = 256,
+  log: Callable[[str], None] = print,
+  progress: Callable[[Iterable[int]], Iterable[int]] = lambda batches: batches,
 ) -> int:
   """Publishes a snapshot of the newest exported parameters, again and again.
 
@@ -70,16 +70,16 @@ def follow(
       num_published += 1
       snapshots.delete_old(run_dir, keep=keep)
       log(
-          f"snapshot {version}: {len(store)} passages with the parameters of step {step} "
-          f"(embedded in {embedded - started:.1f} s, published in {time.monotonic() - embedded:.1f} s)"
+        f"snapshot {version}: {len(store)} passages with the parameters of step {step} "
+        f"(embedded in {embedded - started:.1f} s, published in {time.monotonic() - embedded:.1f} s)"
       )
       deadline = time.monotonic() + timeout
     elif is_done or (once and steps):
       return num_published
     elif time.monotonic() > deadline:
       raise TimeoutError(
-          f"no new parameters in {run_dir.retriever} for {timeout:.0f} s and no {run_dir.done.name}: has the trainer "
-          "stopped? Start it again, then this"
+        f"no new parameters in {run_dir.retriever} for {timeout:.0f} s and no {run_dir.done.name}: has the trainer "
+        "stopped? Start it again, then this"
       )
     else:
       time.sleep(0.2)

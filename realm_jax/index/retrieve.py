@@ -19,7 +19,7 @@ from realm_jax.model.retriever import Retriever
 
 
 def choose_passages(retrieved_id_BR: np.ndarray, own_id_B: np.ndarray, num_passages: int) -> np.ndarray:
-  """[B, R] by rank, R at least K -> [B, K]: the null passage, then the best that aren't the query's own (section 1.5)."""
+  """[B, R] by rank, R at least K -> [B, K]: the null passage, then the best but the query's own."""
   is_own_BR = retrieved_id_BR == own_id_B[:, None]
   order_BR = np.argsort(is_own_BR, axis=1, kind="stable")
   others_BR = np.take_along_axis(retrieved_id_BR, order_BR, 1)
@@ -33,7 +33,7 @@ def query_input(queries: QueryBatch) -> Packed:
 
 
 def search(
-    retriever: Retriever, params: Any, queries: QueryBatch, index: Snapshot, k: int
+  retriever: Retriever, params: Any, queries: QueryBatch, index: Snapshot, k: int
 ) -> tuple[np.ndarray, np.ndarray]:
   """The k best passages of queries that are embedded with the retriever's parameters: scores and rows, [B, k]."""
   query_emb_BD = _embed_queries(retriever, params, jax.device_put(query_input(queries)))
@@ -69,25 +69,25 @@ class BatchAssembler:
     passage_id_BK = choose_passages(retrieved_id_BR, queries.passage_id_B, num_passages)
     flat = passage_id_BK.reshape(-1)
     passage = pack(
-        self._store.title_tokens(flat), self._store.body_tokens(flat), self._store.passage_length, self._vocabulary
+      self._store.title_tokens(flat), self._store.body_tokens(flat), self._store.passage_length, self._vocabulary
     )
     return MaskedBatch(
-        query_input(queries),
-        _unflatten(passage, passage_id_BK.shape),
-        self.joint_input(queries, passage_id_BK),
-        queries.mask_position_BM,
-        queries.mask_target_BM,
-        queries.mask_weight_BM,
+      query_input(queries),
+      _unflatten(passage, passage_id_BK.shape),
+      self.joint_input(queries, passage_id_BK),
+      queries.mask_position_BM,
+      queries.mask_target_BM,
+      queries.mask_weight_BM,
     )
 
   def question_batch(
-      self,
-      queries: QueryBatch,
-      answers_B: Sequence[Sequence[str]],
-      retrieved_id_BR: np.ndarray,
-      snapshot: Snapshot,
-      num_passages: int,
-      max_answers: int = 16,
+    self,
+    queries: QueryBatch,
+    answers_B: Sequence[Sequence[str]],
+    retrieved_id_BR: np.ndarray,
+    snapshot: Snapshot,
+    num_passages: int,
+    max_answers: int = 16,
   ) -> QuestionBatch:
     """The beam with its frozen embeddings, and the first K passages to read, with the answers marked.
 
@@ -95,7 +95,7 @@ class BatchAssembler:
     """
     bodies = {i: self._store.body(i) for i in np.unique(retrieved_id_BR).tolist()}
     beam_has_answer_BR = np.array(
-        [[has_answer(bodies[i], answers) for i in row] for answers, row in zip(answers_B, retrieved_id_BR.tolist())]
+      [[has_answer(bodies[i], answers) for i in row] for answers, row in zip(answers_B, retrieved_id_BR.tolist())]
     )
     passage_id_BK = retrieved_id_BR[:, :num_passages]
     joint_BKJ = self.joint_input(queries, passage_id_BK)
@@ -108,27 +108,29 @@ class BatchAssembler:
         gold[0, b, k, : len(spans)] = [start for start, _ in spans]
         gold[1, b, k, : len(spans)] = [end for _, end in spans]
     return QuestionBatch(
-        query_input(queries),
-        snapshot.passage_emb_ND[retrieved_id_BR].astype(np.float32),
-        beam_has_answer_BR,
-        joint_BKJ,
-        is_body_BKJ,
-        *gold,
+      query_input(queries),
+      snapshot.passage_emb_ND[retrieved_id_BR].astype(np.float32),
+      beam_has_answer_BR,
+      joint_BKJ,
+      is_body_BKJ,
+      *gold,
     )
 
   def joint_input(self, queries: QueryBatch, passage_id_BK: np.ndarray) -> Packed:
     """[CLS] query [SEP] body [SEP], [B, K, J]: the reader isn't shown the title."""
     repeat = passage_id_BK.shape[1]
     query = Tokens(
-        np.repeat(queries.token_id_BQ, repeat, 0),
-        np.ones(len(queries.token_id_BQ) * repeat, np.int32),
-        np.repeat(queries.num_tokens_B - 2, repeat),
+      np.repeat(queries.token_id_BQ, repeat, 0),
+      np.ones(len(queries.token_id_BQ) * repeat, np.int32),
+      np.repeat(queries.num_tokens_B - 2, repeat),
     )
     joint = pack(query, self._store.body_tokens(passage_id_BK.reshape(-1)), self._joint_length, self._vocabulary)
     return _unflatten(joint, passage_id_BK.shape)
 
 
-def find_answers(token_id_J: np.ndarray, is_body_J: np.ndarray, answer_ids: Sequence[np.ndarray]) -> list[tuple[int, int]]:
+def find_answers(
+  token_id_J: np.ndarray, is_body_J: np.ndarray, answer_ids: Sequence[np.ndarray]
+) -> list[tuple[int, int]]:
   """First and last positions of all answers in the passage part, overlapping ones too, in order."""
   spans = set()
   for answer in answer_ids:

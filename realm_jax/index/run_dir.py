@@ -52,7 +52,8 @@ class RunDir:
 
   def read_config(self, *, timeout: float = 0.0) -> dict[str, Any]:
     """The config that the trainer stored; waits up to `timeout` seconds for it."""
-    wait_for(self.config.exists, timeout, f"config.json in {self.path}: start realm train with this --workdir, or check the path")
+    what = f"config.json in {self.path}: start realm train with this --workdir, or check the path"
+    wait_for(self.config.exists, timeout, what)
     return json.loads(self.config.read_text())
 
 

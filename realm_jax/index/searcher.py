@@ -104,11 +104,12 @@ class ScannSearcher:
     query = _check_finite(np.ascontiguousarray(query_emb_BD, np.float32))
     # A beam is wider than what is rescored for a few passages: twice k are, out of leaves that hold about 8 k.
     num_leaves, num_passages = self._settings["num_leaves"], self.num_passages
+    wide = -(-8 * k * num_leaves // num_passages)
     passage_id, score = self._index.search_batched(
-        query,
-        final_num_neighbors=k,
-        pre_reorder_num_neighbors=min(num_passages, max(self._settings["rescored"], 2 * k)),
-        leaves_to_search=min(num_leaves, max(self._settings["num_leaves_searched"], -(-8 * k * num_leaves // num_passages))),
+      query,
+      final_num_neighbors=k,
+      pre_reorder_num_neighbors=min(num_passages, max(self._settings["rescored"], 2 * k)),
+      leaves_to_search=min(num_leaves, max(self._settings["num_leaves_searched"], wide)),
     )
     score, passage_id = np.asarray(score, np.float32), np.asarray(passage_id, np.int32)
     if np.isnan(score).any():
@@ -124,13 +125,13 @@ def scann_settings(num_passages: int) -> dict[str, Any]:
   """
   num_leaves = int(max(1, min(num_passages // 16, round(num_passages**0.5 * 2))))
   return {
-      "num_leaves": num_leaves,
-      "num_leaves_searched": max(1, -(-num_leaves // 10)),
-      "training_sample_size": min(num_passages, 250_000),
-      "anisotropic_threshold": 0.2,
-      "soar_lambda": 1.5 if num_leaves > 2 else None,
-      "overretrieve_factor": 2.0 if num_leaves > 2 else None,
-      "rescored": min(num_passages, 200),
+    "num_leaves": num_leaves,
+    "num_leaves_searched": max(1, -(-num_leaves // 10)),
+    "training_sample_size": min(num_passages, 250_000),
+    "anisotropic_threshold": 0.2,
+    "soar_lambda": 1.5 if num_leaves > 2 else None,
+    "overretrieve_factor": 2.0 if num_leaves > 2 else None,
+    "rescored": min(num_passages, 200),
   }
 
 
@@ -162,7 +163,7 @@ def _import_scann():
     tensorflow = sys.modules.get("tensorflow", absent)
     sys.modules["tensorflow"] = None
     try:
-      import scann  # noqa: F401
+      import scann  # noqa: F401, PLC0415
     finally:
       if tensorflow is absent:
         del sys.modules["tensorflow"]

@@ -41,14 +41,14 @@ class Snapshot(NamedTuple):
 
 
 def publish(
-    run_dir: RunDir,
-    passage_emb_ND: np.ndarray,
-    store: PassageStore,
-    *,
-    params_step: int,
-    params_digest: str,
-    searcher: str = "auto",
-    exact_below: int = 100_000,
+  run_dir: RunDir,
+  passage_emb_ND: np.ndarray,
+  store: PassageStore,
+  *,
+  params_step: int,
+  params_digest: str,
+  searcher: str = "auto",
+  exact_below: int = 100_000,
 ) -> int:
   """Writes a snapshot and commits it under the next free version.
 
@@ -69,8 +69,8 @@ def publish(
   if not is_finite_N.all():
     first = int(np.argmin(is_finite_N))
     raise SnapshotError(
-        f"{(~is_finite_N).sum()} of {len(emb_ND)} embeddings are not finite, the first of passage {store.id(first)!r}; "
-        f"nothing was published: the parameters of step {params_step} have diverged"
+      f"{(~is_finite_N).sum()} of {len(emb_ND)} embeddings are not finite, the first of passage {store.id(first)!r}; "
+      f"nothing was published: the parameters of step {params_step} have diverged"
     )
   kind = searcher if searcher != "auto" else "exact" if len(emb_ND) < exact_below else "scann"
   settings = scann_settings(len(emb_ND)) if kind == "scann" else {}
@@ -83,19 +83,19 @@ def publish(
   if kind == "scann":
     _save_scann(ScannSearcher.build(emb_ND.astype(np.float32), settings), data / "scann")
   manifest = {
-      "format": FORMAT,
-      "writer": writer,
-      "params_step": params_step,
-      "params_digest": params_digest,
-      "corpus_digest": store.content_digest,
-      "vocabulary_digest": store.description["vocabulary_digest"],
-      "passage_length": store.passage_length,
-      "num_passages": emb_ND.shape[0],
-      "retrieval_size": emb_ND.shape[1],
-      "dtype": str(emb_ND.dtype),
-      "searcher": kind,
-      "searcher_settings": settings,
-      "file_digest": file_digests(data),
+    "format": FORMAT,
+    "writer": writer,
+    "params_step": params_step,
+    "params_digest": params_digest,
+    "corpus_digest": store.content_digest,
+    "vocabulary_digest": store.description["vocabulary_digest"],
+    "passage_length": store.passage_length,
+    "num_passages": emb_ND.shape[0],
+    "retrieval_size": emb_ND.shape[1],
+    "dtype": str(emb_ND.dtype),
+    "searcher": kind,
+    "searcher_settings": settings,
+    "file_digest": file_digests(data),
   }
   manifest["manifest_digest"] = _manifest_digest(manifest)
   while not commit(run_dir.snapshot_commit(version), json.dumps(manifest, indent=1)):
@@ -111,7 +111,7 @@ def read_manifest(run_dir: RunDir, version: int) -> dict[str, Any]:
     manifest = json.loads(path.read_bytes())
   except FileNotFoundError as error:
     raise SnapshotError(
-        f"snapshot {version} is not in {run_dir.index} (no {path}); run realm refresh_index --once"
+      f"snapshot {version} is not in {run_dir.index} (no {path}); run realm refresh_index --once"
     ) from error
   except ValueError as error:
     raise SnapshotError(f"{path} is damaged ({error}); {remedy}") from error
@@ -131,18 +131,18 @@ def load(run_dir: RunDir, version: int, store: PassageStore, *, retrieval_size: 
   """
   manifest = read_manifest(run_dir, version)
   expected = {
-      "corpus_digest": store.content_digest,
-      "vocabulary_digest": store.description["vocabulary_digest"],
-      "passage_length": store.passage_length,
-      "num_passages": len(store),
+    "corpus_digest": store.content_digest,
+    "vocabulary_digest": store.description["vocabulary_digest"],
+    "passage_length": store.passage_length,
+    "num_passages": len(store),
   }
   if retrieval_size is not None:
     expected["retrieval_size"] = retrieval_size
   for name, value in expected.items():
     if manifest.get(name) != value:
       raise SnapshotError(
-          f"snapshot {version} of {run_dir.path} has {name} {manifest.get(name)!r}, the corpus {store.path} and the model "
-          f"have {value!r}; run realm refresh_index --once with this corpus"
+        f"snapshot {version} of {run_dir.path} has {name} {manifest.get(name)!r}, {store.path} and the model "
+        f"have {value!r}; run realm refresh_index --once with this corpus"
       )
   data = run_dir.snapshot(version) / manifest["writer"]
   found = file_digests(data)

@@ -24,7 +24,7 @@ class TowerWriter:
 
   def __init__(self, run_dir: RunDir):
     self._manager = ocp.CheckpointManager(
-        run_dir.retriever, options=ocp.CheckpointManagerOptions(max_to_keep=_KEPT, create=True)
+      run_dir.retriever, options=ocp.CheckpointManagerOptions(max_to_keep=_KEPT, create=True)
     )
 
   def write(self, step: int, params: Any) -> None:
@@ -33,10 +33,10 @@ class TowerWriter:
       return
     params = jax.device_get(params)
     self._manager.save(
-        step,
-        args=ocp.args.Composite(
-            params=ocp.args.StandardSave(params), manifest=ocp.args.JsonSave({"digest": tree_digest(params)})
-        ),
+      step,
+      args=ocp.args.Composite(
+        params=ocp.args.StandardSave(params), manifest=ocp.args.JsonSave({"digest": tree_digest(params)})
+      ),
     )
 
   def close(self) -> None:
@@ -56,7 +56,7 @@ class TowerReader:
       return []
     if self._manager is None:
       self._manager = ocp.CheckpointManager(
-          self._run_dir.retriever, options=ocp.CheckpointManagerOptions(read_only=True)
+        self._run_dir.retriever, options=ocp.CheckpointManagerOptions(read_only=True)
       )
     else:
       self._manager.reload()
@@ -71,13 +71,13 @@ class TowerReader:
     """
     assert self._manager is not None, "steps() comes first"
     item = self._manager.restore(
-        step,
-        args=ocp.args.Composite(params=ocp.args.StandardRestore(abstract_params), manifest=ocp.args.JsonRestore()),
+      step,
+      args=ocp.args.Composite(params=ocp.args.StandardRestore(abstract_params), manifest=ocp.args.JsonRestore()),
     )
     digest = tree_digest(item["params"])
     if digest != item["manifest"]["digest"]:
       raise ValueError(
-          f"the parameters in {self._run_dir.retriever}/{step} are damaged: their digest is {digest}, "
-          f"written was {item['manifest']['digest']}; the next export replaces them"
+        f"the parameters in {self._run_dir.retriever}/{step} are damaged: their digest is {digest}, "
+        f"written was {item['manifest']['digest']}; the next export replaces them"
       )
     return Export(step, digest, item["params"])

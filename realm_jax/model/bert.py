@@ -34,10 +34,8 @@ class Bert(nn.Module):
     self.layer_norm = nn.LayerNorm(self.layer_norm_epsilon, dtype=self.dtype)
     self.dropout = nn.Dropout(self.dropout_rate)
     self.layers = [
-        Layer(
-            self.num_heads, self.mlp_size, self.dropout_rate, self.layer_norm_epsilon, self.dtype, name=f"layer_{i}"
-        )
-        for i in range(self.num_layers)
+      Layer(self.num_heads, self.mlp_size, self.dropout_rate, self.layer_norm_epsilon, self.dtype, name=f"layer_{i}")
+      for i in range(self.num_layers)
     ]
     self.pooler = nn.Dense(self.hidden_size, kernel_init=_init, dtype=self.dtype)
 

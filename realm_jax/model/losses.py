@@ -18,7 +18,7 @@ def per_token_marginal_log_likelihood(score_BK: jax.Array, gold_log_prob_BKM: ja
 
 
 def per_example_marginal_log_likelihood(
-    score_BK: jax.Array, gold_log_prob_BKM: jax.Array, weight_BM: jax.Array
+  score_BK: jax.Array, gold_log_prob_BKM: jax.Array, weight_BM: jax.Array
 ) -> jax.Array:
   """log sum_k p(z_k|x) prod_m p(y_m|z_k,x), [B]: equation 1 of Guu et al. 2020."""
   log_prior_BK = log_softmax(score_BK)
@@ -26,7 +26,7 @@ def per_example_marginal_log_likelihood(
 
 
 def masked_word_loss(
-    score_BK: jax.Array, gold_log_prob_BKM: jax.Array, weight_BM: jax.Array, *, per_example: bool
+  score_BK: jax.Array, gold_log_prob_BKM: jax.Array, weight_BM: jax.Array, *, per_example: bool
 ) -> jax.Array:
   """Negative marginal log-likelihood: mean over masked tokens, or over examples."""
   if per_example:
@@ -35,7 +35,7 @@ def masked_word_loss(
 
 
 def retrieval_utility(score_BK: jax.Array, gold_log_prob_BKM: jax.Array, weight_BM: jax.Array) -> jax.Array:
-  """Mean over masked tokens of log p(y|x) - log p(y|null, x), nats: what retrieval is worth; slot 0 is the null passage."""
+  """Mean over masked tokens of log p(y|x) - log p(y|null, x), in nats; slot 0 is the null passage."""
   log_marginal_BM = per_token_marginal_log_likelihood(score_BK, gold_log_prob_BKM)
   return _weighted_mean(log_marginal_BM - gold_log_prob_BKM[:, 0], weight_BM)
 
@@ -54,7 +54,7 @@ def marginal_log_loss(logit: jax.Array, is_correct: jax.Array) -> jax.Array:
 
 
 def question_loss(
-    beam_score_BR: jax.Array, beam_has_answer_BR: jax.Array, span_logit_BKS: jax.Array, span_is_gold_BKS: jax.Array
+  beam_score_BR: jax.Array, beam_has_answer_BR: jax.Array, span_logit_BKS: jax.Array, span_is_gold_BKS: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
   """Early retriever loss and reader loss, each [B]; spans are normalised jointly over the K passages (section 2.4)."""
   joint_logit_BKS = span_logit_BKS + beam_score_BR[:, : span_logit_BKS.shape[1], None]

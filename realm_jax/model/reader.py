@@ -26,18 +26,14 @@ class Reader(nn.Module):
 
   def setup(self):
     self.encoder = Bert(**self.bert)
-    self.masked_word_head = MaskedWordHead(
-        self.bert["vocab_size"], self.encoder.layer_norm_epsilon, self.encoder.dtype
-    )
+    self.masked_word_head = MaskedWordHead(self.bert["vocab_size"], self.encoder.layer_norm_epsilon, self.encoder.dtype)
     self.span_head = SpanHead(self.span_hidden_size, self.max_span_width, self.span_layer_norm_epsilon)
 
   def __call__(self, joint: Packed, mask_position: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Runs both heads, for initialisation."""
     return self.masked_word_log_prob(joint, mask_position), self.span_logit(joint, joint.is_token)
 
-  def masked_word_log_prob(
-      self, joint: Packed, mask_position: jax.Array, *, deterministic: bool = True
-  ) -> jax.Array:
+  def masked_word_log_prob(self, joint: Packed, mask_position: jax.Array, *, deterministic: bool = True) -> jax.Array:
     """Packed [..., J], positions [..., M] -> log p(word | query, passage) [..., M, V]."""
     hidden = self.encoder(joint, deterministic=deterministic)
     hidden = jnp.take_along_axis(hidden, mask_position[..., None], axis=-2)

@@ -57,9 +57,7 @@ class Retriever(nn.Module):
 
   def make_tower(self) -> Tower:
     """A tower on its own, as the indexer needs it."""
-    return Tower(
-        self.bert, self.retrieval_size, self.layer_norm_epsilon, self.embedding_dropout_rate, parent=None
-    )
+    return Tower(self.bert, self.retrieval_size, self.layer_norm_epsilon, self.embedding_dropout_rate, parent=None)
 
 
 def passage_tower_params(retriever_params: dict[str, Any]) -> dict[str, Any]:

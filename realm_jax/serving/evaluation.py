@@ -41,7 +41,9 @@ def evaluate_retrieval(
   return {f"recall@{n}": round(100 * float((first_hit <= n).mean()), 2) for n in recall_at}
 
 
-def evaluate_answers(answers: Sequence[Answer], questions: Sequence[Question], *, regex: bool = False) -> dict[str, Any]:
+def evaluate_answers(
+  answers: Sequence[Answer], questions: Sequence[Question], *, regex: bool = False
+) -> dict[str, Any]:
   """Exact match (by regular expression if `regex`) and F1 with the official normalisation, in percent."""
   match: Callable[[str, Sequence[str]], bool] = regex_match if regex else exact_match
   scores = {"exact_match": np.mean([match(a.text, q.answers) for a, q in zip(answers, questions, strict=True)])}

@@ -48,9 +48,7 @@ class Answer(NamedTuple):
 class OpenQA:
   """A retriever, its index and a reader, loaded from one run."""
 
-  def __init__(
-      self, config: ConfigDict, store: PassageStore, vocabulary: Vocabulary, params: Any, snapshot: Snapshot
-  ):
+  def __init__(self, config: ConfigDict, store: PassageStore, vocabulary: Vocabulary, params: Any, snapshot: Snapshot):
     self.config, self.store, self.snapshot = config, store, snapshot
     self._vocabulary, self._params = vocabulary, jax.device_put(params)
     self._retriever = make_retriever(config.model, len(vocabulary))
@@ -71,12 +69,14 @@ class OpenQA:
     step, params = restore_params(run_dir)
     versions = run_dir.snapshot_versions()
     if not versions:
-      raise FileNotFoundError(f"no index in {run_dir.index}; make one with  realm refresh_index --workdir={workdir} --once")
+      raise FileNotFoundError(
+        f"no index in {run_dir.index}; make one with  realm refresh_index --workdir={workdir} --once"
+      )
     snapshot = snapshots.load(run_dir, versions[-1], store, retrieval_size=config.model.retrieval_size)
     if snapshot.manifest["params_digest"] != tree_digest(passage_tower_params(params["retriever"])):
       raise snapshots.SnapshotError(
-          f"the newest snapshot of {workdir} was embedded with the parameters of step {snapshot.params_step}, the newest "
-          f"checkpoint is of step {step}; run  realm refresh_index --workdir={workdir} --once"
+        f"the newest snapshot of {workdir} was embedded with the parameters of step {snapshot.params_step}, the newest "
+        f"checkpoint is of step {step}; run  realm refresh_index --workdir={workdir} --once"
       )
     return cls(config, store, store.vocabulary(), params, snapshot)
 
@@ -96,7 +96,7 @@ class OpenQA:
     """One answer to each question, from the config's num_passages best passages."""
     if not self.can_read:
       raise ValueError(
-          f"this run is of the stage {self.config.stage!r}: its reader has not learnt to answer; give a fine-tuned run"
+        f"this run is of the stage {self.config.stage!r}: its reader has not learnt to answer; give a fine-tuned run"
       )
     answers = []
     for queries in self._query_batches(questions):
@@ -122,7 +122,7 @@ class OpenQA:
     if isinstance(questions, str):
       raise TypeError("give a list of questions, not one text")
     source = QuestionSource(
-        [Question(q, ()) for q in questions], self._vocabulary, seed=0, query_length=self.config.query_length, max_masks=1
+      [Question(q, ()) for q in questions], self._vocabulary, seed=0, query_length=self.config.query_length, max_masks=1
     )
     for begin in range(0, len(questions), _BATCH):
       row = np.arange(begin, begin + _BATCH)
@@ -142,7 +142,7 @@ class OpenQA:
       last += 1
     start, end = int(encoding.char_range[first, 0]), int(encoding.char_range[last, 1])
     return Answer(
-        body[start:end], probability, self.store.id(row), self.store.title(row), body, start, end, retrieval_score
+      body[start:end], probability, self.store.id(row), self.store.title(row), body, start, end, retrieval_score
     )
 
 

@@ -21,16 +21,16 @@ class SnapshotFollower:
   """
 
   def __init__(
-      self,
-      run_dir: RunDir,
-      store: PassageStore,
-      *,
-      first_step: int,
-      sync_every: int | None,
-      timeout: float,
-      log: Callable[[str], None] = print,
+    self,
+    run_dir: RunDir,
+    store: PassageStore,
+    *,
+    first_step: int,
+    sync_every: int | None,
+    timeout: float,
+    log: Callable[[str], None] = print,
   ):
-    """sync_every: adopt at multiples of this step only, waiting for the snapshot of the multiple before; None: when ready."""
+    """sync_every: adopt at its multiples only, and wait for the snapshot of the multiple before; None: when ready."""
     self._run_dir, self._store = run_dir, store
     self._sync_every, self._timeout, self._log = sync_every, timeout, log
     journal = {s: json.loads(run_dir.adoption(s).read_text()) for s in run_dir.adoption_steps()}
@@ -79,7 +79,7 @@ class SnapshotFollower:
     entry = {"step": step, "version": snapshot.version, "params_digest": snapshot.manifest["params_digest"]}
     if not commit(self._run_dir.adoption(step), json.dumps(entry)):
       raise RuntimeError(
-          f"{self._run_dir.adoption(step)} exists already: another trainer works in {self._run_dir.path}; stop one of them"
+        f"{self._run_dir.adoption(step)} exists: another trainer works in {self._run_dir.path}; stop one of them"
       )
     self.snapshot = snapshot
     self._log(f"step {step}: snapshot {snapshot.version} adopted, {self.age(step)} steps old")
@@ -87,9 +87,9 @@ class SnapshotFollower:
   def _wait_for_first(self, step: int) -> Snapshot:
     self._log(f"waiting for the first snapshot: run  realm refresh_index --workdir={self._run_dir.path}  beside this")
     wait_for(
-        lambda: bool(self._run_dir.snapshot_versions()),
-        self._timeout,
-        f"a snapshot in {self._run_dir.index}: is realm refresh_index --workdir={self._run_dir.path} running?",
+      lambda: bool(self._run_dir.snapshot_versions()),
+      self._timeout,
+      f"a snapshot in {self._run_dir.index}: is realm refresh_index --workdir={self._run_dir.path} running?",
     )
     version = self._run_dir.snapshot_versions()[0 if self._sync_every is not None else -1]
     self._swap(step, snapshots.load(self._run_dir, version, self._store))
@@ -103,10 +103,10 @@ class SnapshotFollower:
       return None
 
     wait_for(
-        lambda: version() is not None,
-        self._timeout,
-        f"the snapshot of step {params_step} in {self._run_dir.index} (index.sync): "
-        f"is realm refresh_index --workdir={self._run_dir.path} running?",
+      lambda: version() is not None,
+      self._timeout,
+      f"the snapshot of step {params_step} in {self._run_dir.index} (index.sync): "
+      f"is realm refresh_index --workdir={self._run_dir.path} running?",
     )
     return snapshots.load(self._run_dir, version(), self._store)
 
@@ -114,7 +114,7 @@ class SnapshotFollower:
     snapshot = snapshots.load(self._run_dir, entry["version"], self._store)
     if snapshot.manifest["params_digest"] != entry["params_digest"]:
       raise SnapshotError(
-          f"snapshot {entry['version']} in {self._run_dir.index} is not the one that was adopted at step {entry['step']}"
+        f"snapshot {entry['version']} in {self._run_dir.index} is not the one that was adopted at step {entry['step']}"
       )
     return snapshot
 

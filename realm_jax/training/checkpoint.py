@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import jax
 import orbax.checkpoint as ocp
 
 from realm_jax.index.digest import tree_digest
@@ -17,7 +16,7 @@ class Checkpoints:
 
   def __init__(self, run_dir: RunDir, *, keep: int):
     self._manager = ocp.CheckpointManager(
-        run_dir.checkpoints, options=ocp.CheckpointManagerOptions(max_to_keep=keep, create=True)
+      run_dir.checkpoints, options=ocp.CheckpointManagerOptions(max_to_keep=keep, create=True)
     )
 
   def save(self, step: int, state: TrainState, snapshot_version: int | None) -> None:
@@ -26,10 +25,12 @@ class Checkpoints:
       return
     meta = {"digest": tree_digest(state), "snapshot_version": snapshot_version}
     saved = self._manager.save(
-        step, args=ocp.args.Composite(state=ocp.args.StandardSave(state._asdict()), meta=ocp.args.JsonSave(meta))
+      step, args=ocp.args.Composite(state=ocp.args.StandardSave(state._asdict()), meta=ocp.args.JsonSave(meta))
     )
     if not saved:  # Orbax says nothing when a newer step exists
-      raise ValueError(f"checkpoint {step} was not saved: {self._manager.directory} holds a newer one; use another --workdir")
+      raise ValueError(
+        f"checkpoint {step} was not saved: {self._manager.directory} holds a newer one; use another --workdir"
+      )
 
   def newest_step(self) -> int | None:
     return self._manager.latest_step()
@@ -38,8 +39,8 @@ class Checkpoints:
     """The newest checkpoint; raises ValueError if its bits are not what was saved."""
     step = self._manager.latest_step()
     item = self._manager.restore(
-        step,
-        args=ocp.args.Composite(state=ocp.args.StandardRestore(abstract_state._asdict()), meta=ocp.args.JsonRestore()),
+      step,
+      args=ocp.args.Composite(state=ocp.args.StandardRestore(abstract_state._asdict()), meta=ocp.args.JsonRestore()),
     )
     state = TrainState(**item["state"])
     check_digest(state, item["meta"], f"{self._manager.directory}/{step}")

@@ -51,12 +51,12 @@ def train(config: ConfigDict, run_dir: RunDir, *, log: Callable[[str], None] = p
   follower = None
   if stage.needs_index:
     follower = SnapshotFollower(
-        run_dir,
-        store,
-        first_step=first_step,
-        sync_every=config.index.export_every if config.index.sync else None,
-        timeout=config.index.timeout,
-        log=log,
+      run_dir,
+      store,
+      first_step=first_step,
+      sync_every=config.index.export_every if config.index.sync else None,
+      timeout=config.index.timeout,
+      log=log,
     )
   metrics_log = MetricsLog(
       run_dir, first_step=first_step, num_steps=config.num_steps, every=config.log_every, stage=config.stage,
@@ -95,9 +95,9 @@ def claim_run_dir(config: ConfigDict, run_dir: RunDir) -> None:
     if different:
       k = different[0]
       raise ValueError(
-          f"{run_dir.path} belongs to a run with {k}={stored.get(k)!r}, now it is {now.get(k)!r}"
-          f"{f' (and {len(different) - 1} more fields differ)' if len(different) > 1 else ''}; "
-          "use the same config to resume, or another --workdir"
+        f"{run_dir.path} belongs to a run with {k}={stored.get(k)!r}, now it is {now.get(k)!r}"
+        f"{f' (and {len(different) - 1} more fields differ)' if len(different) > 1 else ''}; "
+        "use the same config to resume, or another --workdir"
       )
   if stored != now:
     run_dir.write_config(config.to_dict())
@@ -110,13 +110,13 @@ def count_tokens(batch: Any) -> int:
 
 def _make_optimizer(config: ConfigDict, stage: Stage):
   return bert_optimizer(
-      learning_rate=config.optimizer.learning_rate,
-      num_steps=config.num_steps,
-      num_warmup_steps=config.optimizer.warmup_steps,
-      weight_decay=config.optimizer.weight_decay,
-      max_grad_norm=config.optimizer.max_grad_norm,
-      corrects_bias=config.optimizer.corrects_bias,
-      frozen=stage.frozen,
+    learning_rate=config.optimizer.learning_rate,
+    num_steps=config.num_steps,
+    num_warmup_steps=config.optimizer.warmup_steps,
+    weight_decay=config.optimizer.weight_decay,
+    max_grad_norm=config.optimizer.max_grad_norm,
+    corrects_bias=config.optimizer.corrects_bias,
+    frozen=stage.frozen,
   )
 
 

@@ -30,7 +30,7 @@ def ict_objective(retriever: Retriever) -> Objective:
 
 
 def masked_word_objective(retriever: Retriever, reader: Reader, *, per_example: bool) -> Objective:
-  """REALM's pre-training: fill in masked words, marginalised over the K passages, scored anew with current parameters."""
+  """REALM's pre-training: masked words, marginalised over K passages that are scored with current parameters."""
 
   def objective(params, batch: MaskedBatch, key: jax.Array):
     query_key, passage_key, reader_key = jax.random.split(key, 3)
@@ -49,9 +49,9 @@ def masked_word_objective(retriever: Retriever, reader: Reader, *, per_example: 
     loss = losses.masked_word_loss(score_BK, gold_log_prob_BKM, weight_BM, per_example=per_example)
     prior_BK = jax.nn.softmax(score_BK)
     return loss, {
-        "loss": loss,
-        "retrieval_utility": losses.retrieval_utility(score_BK, gold_log_prob_BKM, weight_BM),
-        "null_mass": prior_BK[:, 0].mean(),
+      "loss": loss,
+      "retrieval_utility": losses.retrieval_utility(score_BK, gold_log_prob_BKM, weight_BM),
+      "null_mass": prior_BK[:, 0].mean(),
     }
 
   return objective
@@ -69,11 +69,9 @@ def question_objective(retriever: Retriever, reader: Reader) -> Objective:
         rngs={"dropout": reader_key}, method="span_logit",
     )  # fmt: skip
     start_S, end_S = span_candidates(batch.is_body_BKJ.shape[-1], reader.max_span_width)
-    span_is_gold_BKS = (
-        (batch.gold_start_BKA[..., None] == start_S) & (batch.gold_end_BKA[..., None] == end_S)
-    ).any(-2)
+    span_is_gold_BKS = ((batch.gold_start_BKA[..., None] == start_S) & (batch.gold_end_BKA[..., None] == end_S)).any(-2)
     retriever_loss_B, reader_loss_B = losses.question_loss(
-        beam_score_BR, batch.beam_has_answer_BR, span_logit_BKS, span_is_gold_BKS
+      beam_score_BR, batch.beam_has_answer_BR, span_logit_BKS, span_is_gold_BKS
     )
     loss = (retriever_loss_B + reader_loss_B).mean()
     # Before fine-tuning is done, the prediction is the best span of all passages.
@@ -81,11 +79,11 @@ def question_objective(retriever: Retriever, reader: Reader) -> Objective:
     best_B1 = joint_BX.argmax(1, keepdims=True)
     is_exact_B = jnp.take_along_axis(span_is_gold_BKS.reshape(joint_BX.shape), best_B1, 1)
     return loss, {
-        "loss": loss,
-        "retriever_loss": retriever_loss_B.mean(),
-        "reader_loss": reader_loss_B.mean(),
-        "token_exact_match": is_exact_B.mean(),
-        "reader_oracle": span_is_gold_BKS.any((1, 2)).mean(),
+      "loss": loss,
+      "retriever_loss": retriever_loss_B.mean(),
+      "reader_loss": reader_loss_B.mean(),
+      "token_exact_match": is_exact_B.mean(),
+      "reader_oracle": span_is_gold_BKS.any((1, 2)).mean(),
     }
 
   return objective
@@ -93,5 +91,5 @@ def question_objective(retriever: Retriever, reader: Reader) -> Objective:
 
 def _embed(retriever: Retriever, params, packed, key: jax.Array, method: str) -> jax.Array:
   return retriever.apply(
-      {"params": params["retriever"]}, packed, deterministic=False, rngs={"dropout": key}, method=method
+    {"params": params["retriever"]}, packed, deterministic=False, rngs={"dropout": key}, method=method
   )

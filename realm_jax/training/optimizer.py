@@ -55,17 +55,17 @@ def bert_optimizer(
   """
   num_warmup_steps = warmup_steps(num_steps) if num_warmup_steps < 0 else num_warmup_steps
   trained = optax.chain(
-      optax.clip_by_global_norm(max_grad_norm),
-      optax.scale_by_adam(b1=0.9, b2=0.999, eps=1e-6) if corrects_bias else scale_by_moments(),
-      optax.add_decayed_weights(weight_decay, mask=decays),
-      optax.scale_by_learning_rate(bert_schedule(learning_rate, num_steps, num_warmup_steps)),
+    optax.clip_by_global_norm(max_grad_norm),
+    optax.scale_by_adam(b1=0.9, b2=0.999, eps=1e-6) if corrects_bias else scale_by_moments(),
+    optax.add_decayed_weights(weight_decay, mask=decays),
+    optax.scale_by_learning_rate(bert_schedule(learning_rate, num_steps, num_warmup_steps)),
   )
 
   def label(path, _):
     return "frozen" if any(key.key in frozen for key in path) else "trained"
 
   return optax.multi_transform(
-      {"trained": trained, "frozen": optax.set_to_zero()}, lambda params: jax.tree_util.tree_map_with_path(label, params)
+    {"trained": trained, "frozen": optax.set_to_zero()}, lambda params: jax.tree_util.tree_map_with_path(label, params)
   )
 
 

@@ -39,11 +39,11 @@ def make_stage(config: ConfigDict, store: PassageStore, vocabulary: Vocabulary) 
 
   if config.stage == "ict":
     return Stage(
-        SentenceSource(store, removal_rate=config.removal_rate, **draw),
-        ict_objective(retriever),
-        needs_index=False,
-        frozen=(),
-        make_batch=lambda queries, params, index: assembler.ict_batch(queries),
+      SentenceSource(store, removal_rate=config.removal_rate, **draw),
+      ict_objective(retriever),
+      needs_index=False,
+      frozen=(),
+      make_batch=lambda queries, params, index: assembler.ict_batch(queries),
     )
 
   if config.stage == "pretrain":
@@ -55,7 +55,9 @@ def make_stage(config: ConfigDict, store: PassageStore, vocabulary: Vocabulary) 
       return assembler.masked_batch(queries, retrieved_id_BR, config.num_passages)
 
     objective = masked_word_objective(retriever, reader, per_example=config.marginalize_per_example)
-    return Stage(MaskedSentenceSource(store, **draw), objective, needs_index=True, frozen=(), make_batch=make_masked_batch)
+    return Stage(
+      MaskedSentenceSource(store, **draw), objective, needs_index=True, frozen=(), make_batch=make_masked_batch
+    )
 
   if not config.questions:
     raise ValueError("fine-tuning needs questions: set --config.questions to a jsonl file")
@@ -69,11 +71,11 @@ def make_stage(config: ConfigDict, store: PassageStore, vocabulary: Vocabulary) 
     return assembler.question_batch(queries, answers_B, retrieved_id_BR, index, config.num_passages)
 
   return Stage(
-      QuestionSource(questions, vocabulary, **draw),
-      question_objective(retriever, reader),
-      needs_index=True,
-      frozen=("passage_tower",),  # the index was made by it
-      make_batch=make_question_batch,
+    QuestionSource(questions, vocabulary, **draw),
+    question_objective(retriever, reader),
+    needs_index=True,
+    frozen=("passage_tower",),  # the index was made by it
+    make_batch=make_question_batch,
   )
 
 

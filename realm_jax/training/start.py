@@ -19,15 +19,18 @@ from realm_jax.index.run_dir import RunDir
 from realm_jax.model.retriever import passage_tower_params
 
 _HF_NAMES = (  # HF's name -> ours, in the tree of model.bert.Bert; a kernel is transposed
-    (r"embeddings\.(word|position|token_type)_embeddings\.weight", r"\1_embeddings/embedding"),
-    (r"embeddings\.LayerNorm\.(weight|bias|gamma|beta)", r"layer_norm/\1"),
-    (r"encoder\.layer\.(\d+)\.attention\.self\.(query|key|value)\.(weight|bias)", r"layer_\1/\2/\3"),
-    (r"encoder\.layer\.(\d+)\.attention\.output\.dense\.(weight|bias)", r"layer_\1/attention_output/\2"),
-    (r"encoder\.layer\.(\d+)\.attention\.output\.LayerNorm\.(weight|bias|gamma|beta)", r"layer_\1/attention_layer_norm/\2"),
-    (r"encoder\.layer\.(\d+)\.intermediate\.dense\.(weight|bias)", r"layer_\1/mlp_in/\2"),
-    (r"encoder\.layer\.(\d+)\.output\.dense\.(weight|bias)", r"layer_\1/mlp_out/\2"),
-    (r"encoder\.layer\.(\d+)\.output\.LayerNorm\.(weight|bias|gamma|beta)", r"layer_\1/mlp_layer_norm/\2"),
-    (r"pooler\.dense\.(weight|bias)", r"pooler/\1"),
+  (r"embeddings\.(word|position|token_type)_embeddings\.weight", r"\1_embeddings/embedding"),
+  (r"embeddings\.LayerNorm\.(weight|bias|gamma|beta)", r"layer_norm/\1"),
+  (r"encoder\.layer\.(\d+)\.attention\.self\.(query|key|value)\.(weight|bias)", r"layer_\1/\2/\3"),
+  (r"encoder\.layer\.(\d+)\.attention\.output\.dense\.(weight|bias)", r"layer_\1/attention_output/\2"),
+  (
+    r"encoder\.layer\.(\d+)\.attention\.output\.LayerNorm\.(weight|bias|gamma|beta)",
+    r"layer_\1/attention_layer_norm/\2",
+  ),
+  (r"encoder\.layer\.(\d+)\.intermediate\.dense\.(weight|bias)", r"layer_\1/mlp_in/\2"),
+  (r"encoder\.layer\.(\d+)\.output\.dense\.(weight|bias)", r"layer_\1/mlp_out/\2"),
+  (r"encoder\.layer\.(\d+)\.output\.LayerNorm\.(weight|bias|gamma|beta)", r"layer_\1/mlp_layer_norm/\2"),
+  (r"pooler\.dense\.(weight|bias)", r"pooler/\1"),
 )
 
 
@@ -77,12 +80,14 @@ def _from_run(run: str, params: dict[str, Any]) -> dict[str, Any]:
 def _from_bert(path: pathlib.Path, params: dict[str, Any], vocabulary: Vocabulary) -> dict[str, Any]:
   """BERT's weights for every encoder of ours; heads and projections stay random."""
   if not (path / "model.safetensors").is_file():
-    raise FileNotFoundError(f"{path} is neither a run directory (config.json) nor a BERT (model.safetensors with vocab.txt)")
+    raise FileNotFoundError(
+      f"{path} is neither a run directory (config.json) nor a BERT (model.safetensors with vocab.txt)"
+    )
   theirs = Vocabulary.load(path / "vocab.txt", lowercase=vocabulary.lowercase)
   if theirs.digest != vocabulary.digest:
     raise ValueError(
-        f"the corpus has another vocabulary ({len(vocabulary)} wordpieces) than {path} ({len(theirs)}); "
-        f"build the corpus with --vocab={path / 'vocab.txt'}"
+      f"the corpus has another vocabulary ({len(vocabulary)} wordpieces) than {path} ({len(theirs)}); "
+      f"build the corpus with --vocab={path / 'vocab.txt'}"
     )
   encoder = read_bert(path / "model.safetensors")
   retriever = {name: tower | {"encoder": encoder} for name, tower in params["retriever"].items()}
@@ -125,8 +130,8 @@ def _check_shapes(source: dict[str, Any], params: dict[str, Any], path: str) -> 
     name = jax.tree_util.keystr(key)
     if found.get(name) != value.shape:
       raise ValueError(
-          f"{path} has {name} of shape {found.get(name, 'none')}, the config describes {value.shape}; "
-          "set config.model to the sizes of what you start from"
+        f"{path} has {name} of shape {found.get(name, 'none')}, the config describes {value.shape}; "
+        "set config.model to the sizes of what you start from"
       )
   extra = set(found) - {jax.tree_util.keystr(k) for k, _ in jax.tree_util.tree_leaves_with_path(params)}
   if extra:

@@ -25,7 +25,7 @@ def init_state(params: Any, optimizer: optax.GradientTransformation) -> TrainSta
 
 @functools.partial(jax.jit, static_argnames=("objective", "optimizer"), donate_argnums=0)
 def train_step(
-    state: TrainState, batch: Any, key: jax.Array, *, objective: Objective, optimizer: optax.GradientTransformation
+  state: TrainState, batch: Any, key: jax.Array, *, objective: Objective, optimizer: optax.GradientTransformation
 ) -> tuple[TrainState, dict[str, jax.Array]]:
   """One update. The dropout masks depend on (key, step) alone."""
   grads, metrics = jax.grad(objective, has_aux=True)(state.params, batch, jax.random.fold_in(key, state.step))
