@@ -8,6 +8,8 @@ source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 make_environment "[dev]"
 export JAX_PLATFORMS=cpu
 ruff check .
+ruff format --check --quiet .
+mypy
 if [[ $# -eq 0 ]]; then
   set -- -m "not slow"
 fi

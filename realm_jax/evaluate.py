@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import pathlib
 import sys
+from typing import Any
 
 import tqdm
 from absl import flags
@@ -19,6 +20,7 @@ from absl import flags
 from realm_jax import cli
 from realm_jax.data.passages import PassageStore
 from realm_jax.data.questions import read_questions
+from realm_jax.index.bm25 import Bm25
 from realm_jax.index.run_dir import RunDir, write_atomically
 from realm_jax.serving.evaluation import RECALL_AT, answerable, evaluate_answers, evaluate_retrieval
 
@@ -47,28 +49,22 @@ def main(values: flags.FlagValues, positional: list[str]) -> None:
     raise ValueError("give --questions with --workdir, or with --bm25 and --corpus, or --table")
   questions = read_questions(values.questions)
   num_read = len(questions)
-  predictions = None
-  if values.bm25:
-    from realm_jax.index.bm25 import Bm25  # noqa: PLC0415 only here
+  from realm_jax.serving.open_qa import OpenQA  # noqa: PLC0415 after the flags, so that --help is quick
 
-    store = PassageStore(values.corpus or RunDir(values.workdir).read_config()["corpus"])
-    retriever = Bm25(store)
-  else:
-    from realm_jax.serving.open_qa import OpenQA  # noqa: PLC0415 BM25 needs no JAX
-
-    retriever = OpenQA.load(values.workdir)
-    store = retriever.store
+  open_qa = None if values.bm25 else OpenQA.load(values.workdir)
+  store = open_qa.store if open_qa else PassageStore(values.corpus or RunDir(values.workdir).read_config()["corpus"])
   if values.answerable:
     questions = answerable(store, questions, regex=values.regex)
     if not questions:
       raise ValueError(f"no passage of {store.path} holds an answer to any of the {num_read} questions")
-  result = {"num_questions": len(questions), "num_questions_read": num_read}
-  result |= evaluate_retrieval(retriever, store, questions, regex=values.regex)
-  if not values.bm25:
-    result["params_step"] = retriever.snapshot.params_step
-    if retriever.can_read and not values.retrieval_only:
+  result: dict[str, Any] = {"num_questions": len(questions), "num_questions_read": num_read}
+  result |= evaluate_retrieval(open_qa or Bm25(store), store, questions, regex=values.regex)
+  predictions = None
+  if open_qa:
+    result["params_step"] = open_qa.snapshot.params_step
+    if open_qa.can_read and not values.retrieval_only:
       chunks = [questions[i : i + 64] for i in range(0, len(questions), 64)]
-      answers = [a for c in tqdm.tqdm(chunks, desc="reading") for a in retriever.answer([q.question for q in c])]
+      answers = [a for c in tqdm.tqdm(chunks, desc="reading") for a in open_qa.answer([q.question for q in c])]
       result |= evaluate_answers(answers, questions, regex=values.regex)
       predictions = [
         {"question": q.question, "prediction": a.text, "answer": list(q.answers), **a._asdict()}

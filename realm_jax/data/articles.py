@@ -54,8 +54,9 @@ def open_bytes(path) -> io.BufferedIOBase:
   path = pathlib.Path(path)
   if not path.is_file():
     raise FileNotFoundError(f"no input file at {path}")
-  opener = {".gz": gzip.open, ".xz": lzma.open}.get(path.suffix, open)
-  return opener(path, "rb")
+  if path.suffix == ".gz":
+    return gzip.open(path, "rb")
+  return lzma.open(path, "rb") if path.suffix == ".xz" else open(path, "rb")
 
 
 def parse_article(line: bytes) -> Article:

@@ -9,7 +9,7 @@ import numpy as np
 
 def uniform(seed: int, stream: int, number: np.ndarray) -> np.ndarray:
   """float64 in [0, 1), one for each example number; streams are independent."""
-  x = _mix(np.uint64(seed % 2**63) * np.uint64(2) + np.uint64(1))
+  x = _mix(np.asarray(seed % 2**63, np.uint64) * np.uint64(2) + np.uint64(1))
   x = _mix(x ^ np.uint64(stream))
   x = _mix(x + np.asarray(number).astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15))
   return (x >> np.uint64(11)).astype(np.float64) * 2.0**-53

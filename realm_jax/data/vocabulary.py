@@ -112,15 +112,16 @@ class Vocabulary:
       show_progress=False,
     )
     tokenizer.train_from_iterator(texts, trainer)
-    return cls(sorted(tokenizer.get_vocab(), key=tokenizer.get_vocab().get), lowercase=lowercase)
+    id_of = tokenizer.get_vocab()
+    return cls(sorted(id_of, key=lambda token: id_of[token]), lowercase=lowercase)
 
 
 def _frequent_characters(texts: Iterable[str], tokenizer: tokenizers.Tokenizer, limit: int) -> list[str]:
   """The most frequent characters of words, sorted."""
-  count_raw = collections.Counter()
+  count_raw: collections.Counter[str] = collections.Counter()
   for text in texts:
     count_raw.update(text)
-  count = collections.Counter()
+  count: collections.Counter[str] = collections.Counter()
   for raw, number in count_raw.items():
     for character in tokenizer.normalizer.normalize_str(raw):
       if not character.isspace():

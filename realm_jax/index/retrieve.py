@@ -132,7 +132,7 @@ def find_answers(
   token_id_J: np.ndarray, is_body_J: np.ndarray, answer_ids: Sequence[np.ndarray]
 ) -> list[tuple[int, int]]:
   """First and last positions of all answers in the passage part, overlapping ones too, in order."""
-  spans = set()
+  spans: set[tuple[int, int]] = set()
   for answer in answer_ids:
     width = len(answer)
     if width <= len(token_id_J):

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 import time
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import tensorstore as ts
 from etils import epath
+
+T = TypeVar("T")
 
 
 class RunDir:
@@ -57,13 +60,14 @@ class RunDir:
     return json.loads(self.config.read_text())
 
 
-def wait_for(condition, timeout: float, what: str, *, poll: float = 0.2) -> None:
-  """Returns when condition() holds; raises TimeoutError with what was waited for."""
+def wait_for(condition: Callable[[], T | None], timeout: float, what: str, *, poll: float = 0.2) -> T:
+  """Returns what condition() gives as soon as that is true; raises TimeoutError with what was waited for."""
   deadline = time.monotonic() + timeout
-  while not condition():
+  while not (value := condition()):
     if time.monotonic() >= deadline:
       raise TimeoutError(f"waited {timeout:.0f} s for {what}")
     time.sleep(poll)
+  return value
 
 
 def commit(path: epath.Path, content: str) -> bool:

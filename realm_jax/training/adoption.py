@@ -86,12 +86,12 @@ class SnapshotFollower:
 
   def _wait_for_first(self, step: int) -> Snapshot:
     self._log(f"waiting for the first snapshot: run  realm refresh_index --workdir={self._run_dir.path}  beside this")
-    wait_for(
-      lambda: bool(self._run_dir.snapshot_versions()),
+    versions = wait_for(
+      self._run_dir.snapshot_versions,
       self._timeout,
       f"a snapshot in {self._run_dir.index}: is realm refresh_index --workdir={self._run_dir.path} running?",
     )
-    version = self._run_dir.snapshot_versions()[0 if self._sync_every is not None else -1]
+    version = versions[0 if self._sync_every is not None else -1]
     self._swap(step, snapshots.load(self._run_dir, version, self._store))
     return self.snapshot
 
@@ -102,13 +102,13 @@ class SnapshotFollower:
           return v
       return None
 
-    wait_for(
-      lambda: version() is not None,
+    found = wait_for(
+      version,
       self._timeout,
       f"the snapshot of step {params_step} in {self._run_dir.index} (index.sync): "
       f"is realm refresh_index --workdir={self._run_dir.path} running?",
     )
-    return snapshots.load(self._run_dir, version(), self._store)
+    return snapshots.load(self._run_dir, found, self._store)
 
   def _load_journalled(self, entry: dict) -> Snapshot:
     snapshot = snapshots.load(self._run_dir, entry["version"], self._store)

@@ -130,7 +130,7 @@ def _start_or_resume(config, checkpoints: Checkpoints, optimizer, vocabulary: Vo
 
 
 def _flatten(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-  flat = {}
+  flat: dict[str, Any] = {}
   for key, value in config.items():
     if isinstance(value, dict):
       flat |= _flatten(value, f"{prefix}{key}.")

@@ -43,7 +43,7 @@ class MetricsLog:
   def _write_line(self, step: int) -> None:
     pending = jax.device_get(self._pending)
     seconds = time.monotonic() - self._since
-    line = {"step": step}
+    line: dict[str, float] = {"step": step}
     line |= {name: float(sum(m[name] for m in pending) / len(pending)) for name in pending[0]}
     line |= {"tokens_per_second": round(self._tokens / seconds), "steps_per_second": round(len(pending) / seconds, 4)}
     with self._path.open("a") as file:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
@@ -21,8 +22,8 @@ def ict_objective(retriever: Retriever) -> Objective:
 
   def objective(params, batch: IctBatch, key: jax.Array):
     query_key, passage_key = jax.random.split(key)
-    query_emb_BD = _embed(retriever, params, batch.query_BQ, query_key, "embed_queries")
-    passage_emb_BD = _embed(retriever, params, batch.passage_BP, passage_key, "embed_passages")
+    query_emb_BD = _apply(retriever, params["retriever"], batch.query_BQ, key=query_key, method="embed_queries")
+    passage_emb_BD = _apply(retriever, params["retriever"], batch.passage_BP, key=passage_key, method="embed_passages")
     loss, is_correct_B = losses.ict_loss(query_emb_BD, passage_emb_BD)
     return loss, {"loss": loss, "ict_accuracy": is_correct_B.mean()}
 
@@ -34,15 +35,16 @@ def masked_word_objective(retriever: Retriever, reader: Reader, *, per_example: 
 
   def objective(params, batch: MaskedBatch, key: jax.Array):
     query_key, passage_key, reader_key = jax.random.split(key, 3)
-    query_emb_BD = _embed(retriever, params, batch.query_BQ, query_key, "embed_queries")
-    passage_emb_BKD = _embed(retriever, params, batch.passage_BKP, passage_key, "embed_passages")
+    query_emb_BD = _apply(retriever, params["retriever"], batch.query_BQ, key=query_key, method="embed_queries")
+    passage_emb_BKD = _apply(
+      retriever, params["retriever"], batch.passage_BKP, key=passage_key, method="embed_passages"
+    )
     score_BK = jnp.einsum("bd,bkd->bk", query_emb_BD, passage_emb_BKD)
     num_passages = score_BK.shape[1]
     mask_position_BKM = jnp.repeat(batch.mask_position_BM[:, None], num_passages, 1)
-    log_prob_BKMV = reader.apply(
-        {"params": params["reader"]}, batch.joint_BKJ, mask_position_BKM, deterministic=False,
-        rngs={"dropout": reader_key}, method="masked_word_log_prob",
-    )  # fmt: skip
+    log_prob_BKMV = _apply(
+      reader, params["reader"], batch.joint_BKJ, mask_position_BKM, key=reader_key, method="masked_word_log_prob"
+    )
     target_BKM = jnp.broadcast_to(batch.mask_target_BM[:, None], mask_position_BKM.shape)
     gold_log_prob_BKM = jnp.take_along_axis(log_prob_BKMV, target_BKM[..., None], -1)[..., 0]
     weight_BM = batch.mask_weight_BM
@@ -62,12 +64,11 @@ def question_objective(retriever: Retriever, reader: Reader) -> Objective:
 
   def objective(params, batch: QuestionBatch, key: jax.Array):
     query_key, reader_key = jax.random.split(key)
-    query_emb_BD = _embed(retriever, params, batch.query_BQ, query_key, "embed_queries")
+    query_emb_BD = _apply(retriever, params["retriever"], batch.query_BQ, key=query_key, method="embed_queries")
     beam_score_BR = jnp.einsum("bd,brd->br", query_emb_BD, batch.beam_emb_BRD)
-    span_logit_BKS = reader.apply(
-        {"params": params["reader"]}, batch.joint_BKJ, batch.is_body_BKJ, deterministic=False,
-        rngs={"dropout": reader_key}, method="span_logit",
-    )  # fmt: skip
+    span_logit_BKS = _apply(
+      reader, params["reader"], batch.joint_BKJ, batch.is_body_BKJ, key=reader_key, method="span_logit"
+    )
     start_S, end_S = span_candidates(batch.is_body_BKJ.shape[-1], reader.max_span_width)
     span_is_gold_BKS = ((batch.gold_start_BKA[..., None] == start_S) & (batch.gold_end_BKA[..., None] == end_S)).any(-2)
     retriever_loss_B, reader_loss_B = losses.question_loss(
@@ -89,7 +90,8 @@ def question_objective(retriever: Retriever, reader: Reader) -> Objective:
   return objective
 
 
-def _embed(retriever: Retriever, params, packed, key: jax.Array, method: str) -> jax.Array:
-  return retriever.apply(
-    {"params": params["retriever"]}, packed, deterministic=False, rngs={"dropout": key}, method=method
-  )
+def _apply(module: nn.Module, params, *inputs, key: jax.Array, method: str) -> jax.Array:
+  """A method of a module, with dropout."""
+  output = module.apply({"params": params}, *inputs, deterministic=False, rngs={"dropout": key}, method=method)
+  assert isinstance(output, jax.Array)  # not the pair that apply returns with mutable collections
+  return output
