@@ -5,11 +5,14 @@ set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 make_environment ""
 export JAX_PLATFORMS="${JAX_PLATFORMS:-cpu}"
-demo="${DEMO:-runs/demo}"
+demo="$(realpath -m "${DEMO:-runs/demo}")"
 if [[ -e "$demo" ]]; then
   echo "$demo exists: the demo starts from nothing. Move it away, or choose another place: DEMO=runs/demo2 bash launch/demo.sh" >&2
   exit 1
 fi
+mkdir -p "$demo"
+# The same programs run in several processes: compile each once.
+export JAX_COMPILATION_CACHE_DIR="$demo/.compiled" JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS=0.5
 started=$SECONDS
 stage() { printf '\n== %3d s  %s\n' "$((SECONDS - started))" "$*"; }
 

@@ -1,5 +1,10 @@
 """Fixtures that several tests share: a small corpus of sample passages."""
 
+import os
+
+# Tests compile many small programs and run each once. Before JAX is imported, which reads it then.
+os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true")
+
 import pytest
 
 from realm_jax.data.build import build_passages, train_vocabulary

@@ -36,7 +36,8 @@ _HF_NAMES = (  # HF's name -> ours, in the tree of model.bert.Bert; a kernel is 
 
 def initial_params(config: ConfigDict, vocabulary: Vocabulary) -> dict[str, Any]:
   """{"retriever": ..., "reader": ...} (ICT trains no reader), from `config.init` as far as that has them."""
-  params = _random_params(config, len(vocabulary))
+  # Compiled as one program: op by op, even a tiny model takes seconds.
+  params = jax.jit(lambda: _random_params(config, len(vocabulary)))()
   if config.init and RunDir(config.init).config.exists():
     params = _from_run(config.init, params)
   elif config.init:
