@@ -2,7 +2,7 @@
 # VENV chooses its place (.venv); PYTHON the interpreter (the newest of 3.11 to 3.13).
 
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
-VENV="${VENV:-.venv}"
+VENV="$(realpath -m "${VENV:-.venv}")"
 
 find_python() {
   local candidate
@@ -21,15 +21,15 @@ make_environment() {
   local stamp wanted
   stamp="$VENV/.installed"
   wanted="$(cat requirements.txt setup.cfg | cksum) $1"
-  if [[ "$(cat "$stamp" 2>/dev/null)" != "$wanted" ]]; then
+  if ! grep -qxF "$wanted" "$stamp" 2>/dev/null; then
     local python
     python="$(find_python)"
     echo "== installing into $VENV with $("$python" --version) (about 3 GB, a minute or two)"
     "$python" -m venv "$VENV"
     "$VENV/bin/pip" install --quiet --disable-pip-version-check -r requirements.txt -e ".$1"
-    echo "$wanted" > "$stamp"
+    echo "$wanted" >> "$stamp"
   fi
-  PATH="$PWD/$VENV/bin:$PATH"
+  PATH="$VENV/bin:$PATH"
 }
 
 # On a CPU, XLA's large buffers are given back to the kernel and faulted in anew at every step: a third to a half of the

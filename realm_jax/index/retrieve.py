@@ -102,7 +102,9 @@ class BatchAssembler:
     is_body_BKJ = (joint_BKJ.segment_id == 1) & (joint_BKJ.token_id != self._vocabulary.sep_id)
     gold = np.full((2, *passage_id_BK.shape, max_answers), -1, np.int32)
     for b, answers in enumerate(answers_B):
-      answer_ids = [e.token_id for e in self._vocabulary.encode(list(answers)) if len(e.token_id)]
+      # An answer of unknown words alone would be "found" at every unknown word.
+      encodings = self._vocabulary.encode(list(answers))
+      answer_ids = [e.token_id for e in encodings if (e.token_id != self._vocabulary.unk_id).any()]
       for k in range(passage_id_BK.shape[1]):
         spans = find_answers(joint_BKJ.token_id[b, k], is_body_BKJ[b, k], answer_ids)[:max_answers]
         gold[0, b, k, : len(spans)] = [start for start, _ in spans]
