@@ -203,7 +203,7 @@ def test_two_trainers_in_one_directory_are_noticed(run_dir, sample_store):
     wait_for(lambda: following.follower._ready is not None, 20, "version 2", poll=0.02)
     run_dir.adoption(12).write_text(json.dumps(entry(12, 2, 10)))
     with pytest.raises(
-      RuntimeError, match=r"/adoptions/00000012 exists already: another trainer works in .*; stop one of them$"
+      RuntimeError, match=r"/adoptions/00000012 exists: another trainer works in .*; stop one of them$"
     ):
       following.follower.adopt(12)
     assert following.follower.version == 1

@@ -141,7 +141,8 @@ def load(run_dir: RunDir, version: int, store: PassageStore, *, retrieval_size: 
   for name, value in expected.items():
     if manifest.get(name) != value:
       raise SnapshotError(
-        f"snapshot {version} of {run_dir.path} has {name} {manifest.get(name)!r}, {store.path} and the model "
+        f"snapshot {version} of {run_dir.path} has {name} {manifest.get(name)!r}, "
+        f"the corpus {store.path} and the model "
         f"have {value!r}; run realm refresh_index --once with this corpus"
       )
   data = run_dir.snapshot(version) / manifest["writer"]
