@@ -9,7 +9,13 @@ from ml_collections import ConfigDict
 from realm_jax.model.reader import Reader
 from realm_jax.model.retriever import Retriever, Tower
 
-STAGES = ("ict", "pretrain", "finetune")
+# Each stage, and the networks that it holds.
+STAGES = {
+  "ict": ("retriever",),
+  "mlm": ("reader",),
+  "pretrain": ("retriever", "reader"),
+  "finetune": ("retriever", "reader"),
+}
 
 
 def paper_config(stage: str) -> ConfigDict:
@@ -18,11 +24,11 @@ def paper_config(stage: str) -> ConfigDict:
   Config files take this and set what differs; every field can be overridden by --config.a.b=value.
   """
   config = ConfigDict()
-  config.stage = stage  # ict, pretrain or finetune
+  config.stage = stage  # ict, mlm, pretrain or finetune
   config.corpus = ""  # a passage store (realm build_corpus)
   config.questions = ""  # finetune: training questions, jsonl
   config.init = ""  # start from: a run directory, or a directory with a BERT in HF's form (model.safetensors)
-  config.init_reader = ""  # start the reader from: a directory with a BERT; empty: from what init has
+  config.init_reader = ""  # start the reader from something else, of the same forms as init
   config.seed = 0
   config.num_steps = 200_000
   config.batch_size = 512
@@ -47,6 +53,7 @@ def paper_config(stage: str) -> ConfigDict:
   config.joint_length = 384  # query and passage together, as the reader sees them
   config.max_masks = 10  # predicted tokens of a masked span
   config.removal_rate = 0.9  # ict: share of passages shown without the query's sentence
+  config.null_rate = 0.1  # mlm: share of sentences read with the null passage instead of the rest of their passage
   config.marginalize_per_example = False  # equation 1 of the paper; Google's code marginalises per token
   config.num_passages = 8  # read for each query; in pre-training one of them is the null passage
   config.beam_size = 5000  # finetune: passages in the early retriever loss
@@ -54,6 +61,7 @@ def paper_config(stage: str) -> ConfigDict:
   optimizer = config.optimizer = ConfigDict()
   optimizer.learning_rate = 3e-5
   optimizer.warmup_steps = -1  # -1: BERT's min(10000, max(100, num_steps / 10))
+  optimizer.retriever_scale = 1.0  # the retriever's learning rate over the reader's; 0 freezes the retriever
   optimizer.weight_decay = 0.01
   optimizer.max_grad_norm = 1.0
   optimizer.corrects_bias = False  # BERT's optimizer does not
@@ -79,6 +87,8 @@ def paper_config(stage: str) -> ConfigDict:
     config.query_length = 64
     config.model.embedding_dropout_rate = 0.1
     config.optimizer.learning_rate = 1e-4
+  elif stage == "mlm":
+    config.optimizer.learning_rate = 1e-4  # BERT's
   elif stage == "finetune":
     config.batch_size = 1
     config.query_length, config.joint_length = 64, 320

@@ -58,12 +58,12 @@ def test_every_config_describes_models(path):
 
 
 def test_an_unknown_stage_is_named():
-  with pytest.raises(ValueError, match=r"^unknown stage 'ist'; the stages are ict, pretrain, finetune$"):
+  with pytest.raises(ValueError, match=r"^unknown stage 'ist'; the stages are ict, mlm, pretrain, finetune$"):
     paper_config("ist")
 
 
 def test_the_papers_values_stand():
-  ict, pretrain, finetune = (paper_config(stage) for stage in STAGES)
+  ict, _, pretrain, finetune = (paper_config(stage) for stage in STAGES)
   assert (ict.num_steps, ict.batch_size, ict.optimizer.learning_rate) == (100_000, 4096, 1e-4)
   assert (pretrain.num_steps, pretrain.batch_size, pretrain.num_passages) == (200_000, 512, 8)
   assert (pretrain.optimizer.learning_rate, pretrain.index.export_every) == (3e-5, 500)

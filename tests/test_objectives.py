@@ -7,10 +7,15 @@ import numpy as np
 import pytest
 from scipy.special import log_softmax, logsumexp, softmax
 
-from realm_jax.batch import IctBatch, MaskedBatch, Packed, QuestionBatch
+from realm_jax.batch import IctBatch, MaskedBatch, Packed, QuestionBatch, ReadingBatch
 from realm_jax.config import make_reader, make_retriever, paper_config
 from realm_jax.model.reader import span_candidates
-from realm_jax.training.objectives import ict_objective, masked_word_objective, question_objective
+from realm_jax.training.objectives import (
+  ict_objective,
+  masked_word_objective,
+  question_objective,
+  reading_objective,
+)
 
 VOCAB_SIZE = 13
 CLS, SEP = 1, 2
@@ -217,6 +222,22 @@ def question_parts(retriever, reader, params, batch):
   query_emb_BD = np.float64(apply(retriever, "embed_queries", params["retriever"], batch.query_BQ))
   span_logit_BKS = np.float64(apply(reader, "span_logit", params["reader"], batch.joint_BKJ, batch.is_body_BKJ))
   return (query_emb_BD[:, None] * batch.beam_emb_BRD).sum(-1), span_logit_BKS
+
+
+def test_reading_objective_from_its_parts(reader, params):
+  batch = ReadingBatch(
+    joint_BJ=random_packed((2,), 9, seed=3),
+    mask_position_BM=np.array([[2, 3], [1, 0]], np.int32),
+    mask_target_BM=np.array([[7, 8], [9, 0]], np.int32),
+    mask_weight_BM=np.array([[1, 1], [1, 0]], np.float32),
+  )
+  loss, metrics, grads = loss_and_gradient(reading_objective(reader), {"reader": params["reader"]}, batch)
+  log_prob_BMV = np.float64(
+    apply(reader, "masked_word_log_prob", params["reader"], batch.joint_BJ, batch.mask_position_BM)
+  )
+  expected = -(log_prob_BMV[0, 0, 7] + log_prob_BMV[0, 1, 8] + log_prob_BMV[1, 0, 9]) / 3
+  np.testing.assert_allclose([loss, metrics["loss"]], expected, rtol=1e-6)
+  assert_reaches(grads, but=("span_head",))
 
 
 def test_question_objective_from_its_parts(retriever, reader, params, question_batch):

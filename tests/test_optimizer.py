@@ -128,6 +128,24 @@ def test_frozen_parts_stay_to_the_bit(params):
   assert_trees_close(result["dense"], all_trained["dense"], atol=0)
 
 
+def test_the_retriever_learns_at_a_rate_of_its_own(params):
+  trees = {"retriever": params["dense"], "reader": params["dense"]}
+  grads = [{"retriever": g["dense"], "reader": g["dense"]} for g in random_grads(params, 3, 0.01)]
+  result = run(bert_optimizer(**SETTINGS, retriever_scale=0.25), trees, grads)
+  equal = run(bert_optimizer(**SETTINGS), trees, grads)
+  assert_trees_close(equal["retriever"], equal["reader"], atol=0)
+  assert_trees_close(result["reader"], equal["reader"], atol=0)
+  # After one step the way is a quarter; later ones differ by the decay of what the step before left.
+  one, all_of_it = (
+    run(bert_optimizer(**SETTINGS, retriever_scale=scale), trees, grads[:1])["retriever"] for scale in (0.25, 1.0)
+  )
+  ways = [jax.tree.map(lambda after, before: after - before, tree, trees["retriever"]) for tree in (one, all_of_it)]
+  assert_trees_close(ways[0], jax.tree.map(lambda way: way / 4, ways[1]), atol=1e-7)
+  frozen = run(bert_optimizer(**SETTINGS, retriever_scale=0.0), trees, grads)
+  assert_trees_close(frozen["retriever"], trees["retriever"], atol=0)
+  assert_trees_close(frozen["reader"], equal["reader"], atol=0)
+
+
 def test_decay_mask_of_the_whole_model():
   model = paper_config("finetune").model
   model.update(hidden_size=4, num_layers=1, num_heads=1, mlp_size=4, max_length=4, retrieval_size=4, span_hidden_size=4)

@@ -233,6 +233,25 @@ def test_ict_batch_removes_exactly_the_sentence(store, vocabulary, removal_rate)
   assert {flag for *_, flag in seen} == flags
 
 
+@pytest.mark.parametrize("removal_rate", [0.0, 1.0, 0.5])
+def test_reading_batch_shows_the_rest_of_the_passage_or_none(store, vocabulary, removal_rate):
+  """Rome holds the one maskable span: its sentence is read with the other two, or with the null passage."""
+  source = MaskedSentenceSource(store, seed=0, query_length=16, max_masks=3, removal_rate=removal_rate)
+  batch = BatchAssembler(store, vocabulary, joint_length=32).reading_batch(queries := source.draw(np.arange(40)))
+  alone = "[CLS] rome was old in [MASK] [MASK] . [SEP] [SEP]"
+  with_rest = (
+    f"[CLS] rome was old in [MASK] [MASK] . [SEP] {words_of(vocabulary, 'The cat ran. It sat there and there.')} [SEP]"
+  )
+  seen = [spell(vocabulary, batch.joint_BJ, row) for row in range(40)]
+  assert set(seen) == {0.0: {alone}, 1.0: {with_rest}, 0.5: {alone, with_rest}}[removal_rate]
+  assert [text == with_rest for text in seen] == queries.sentence_is_removed_B.tolist()
+  np.testing.assert_array_equal(batch.mask_position_BM[:, :2], np.tile([5, 6], (40, 1)))
+  np.testing.assert_array_equal(
+    batch.mask_target_BM[:, :2], np.tile(vocabulary.encode(["may 1990"])[0].token_id, (40, 1))
+  )
+  np.testing.assert_array_equal(batch.mask_weight_BM, np.tile([1, 1, 0], (40, 1)))
+
+
 def test_query_input_has_one_segment():
   packed = query_input(question_queries([[2, 7, 3, 0], [2, 3, 0, 0]], [3, 2]))
   np.testing.assert_array_equal(packed.is_token, [[1, 1, 1, 0], [1, 1, 0, 0]])

@@ -7,7 +7,10 @@ from safetensors.numpy import save_file
 
 from realm_jax.config import paper_config
 from realm_jax.data.vocabulary import SPECIAL_TOKENS, Vocabulary
+from realm_jax.index.run_dir import RunDir
+from realm_jax.training.checkpoint import Checkpoints
 from realm_jax.training.start import abstract_params, initial_params, read_bert
+from realm_jax.training.step import TrainState
 
 VOCABULARY = Vocabulary([*SPECIAL_TOKENS, *"abcdefgh"], lowercase=True)  # 13 wordpieces
 
@@ -143,6 +146,41 @@ def test_ict_has_no_reader(bert_dir):
   params = initial_params(config, VOCABULARY)
   assert set(params) == {"retriever"} and set(params["retriever"]) == {"query_tower"}
   assert_same_tree(params["retriever"]["query_tower"]["encoder"], expected_encoder(hf_tensors("bert."), "bert."))
+
+
+def test_mlm_has_a_reader_alone(bert_dir):
+  config = tiny_config("mlm")
+  random = initial_params(config, VOCABULARY)
+  config.init = str(bert_dir)
+  params = initial_params(config, VOCABULARY)
+  assert set(params) == {"reader"}
+  assert_reader_starts_from(expected_encoder(hf_tensors("bert."), "bert."), params, random)
+
+
+def test_pretraining_starts_from_a_warm_retriever_and_a_warm_reader(tmp_path):
+  runs, rng = {}, np.random.default_rng(0)
+  for stage in ("ict", "mlm"):
+    config = tiny_config(stage)
+    run_dir = RunDir(tmp_path / stage)
+    run_dir.write_config(config.to_dict())
+    runs[stage] = jax.tree.map(lambda x: rng.normal(size=x.shape).astype(x.dtype), abstract_params(config, 13))
+    checkpoints = Checkpoints(run_dir, keep=1)
+    checkpoints.save(1, TrainState(np.int32(1), runs[stage], ()), None)
+    checkpoints.close()
+  config = tiny_config("pretrain")
+  config.init, config.init_reader = str(tmp_path / "ict"), str(tmp_path / "mlm")
+  params = initial_params(config, VOCABULARY)
+  assert_same_tree(params["retriever"], runs["ict"]["retriever"])
+  assert_same_tree(params["reader"], runs["mlm"]["reader"])
+  # Without it the reader's encoder is the query tower's.
+  config.init_reader = ""
+  encoder = runs["ict"]["retriever"]["query_tower"]["encoder"]
+  assert_same_tree(
+    initial_params(config, VOCABULARY)["reader"]["encoder"], {k: v for k, v in encoder.items() if k != "pooler"}
+  )
+  config.init = str(tmp_path / "mlm")
+  with pytest.raises(ValueError, match=r"/mlm holds no retriever, only reader; give it as --config.init_reader$"):
+    initial_params(config, VOCABULARY)
 
 
 def test_refuses_another_vocabulary(bert_dir):

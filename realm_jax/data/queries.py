@@ -53,9 +53,10 @@ class SentenceSource:
 class MaskedSentenceSource:
   """A sentence with one salient span masked (section 3.4 of Guu et al. 2020; rules in `masked_spans`)."""
 
-  def __init__(self, store: PassageStore, *, seed: int, query_length: int, max_masks: int):
+  def __init__(self, store: PassageStore, *, seed: int, query_length: int, max_masks: int, removal_rate: float = 0.0):
+    """removal_rate is the share of queries that are to be read with the rest of their passage, in the stage mlm."""
     self._store, self._vocabulary = store, store.vocabulary()
-    self._seed, self._query_length, self._max_masks = seed, query_length, max_masks
+    self._seed, self._query_length, self._max_masks, self._removal_rate = seed, query_length, max_masks, removal_rate
     self._span, span_offset = maskable_spans(store, query_length)
     num_spans_N = np.diff(span_offset)
     self._passage_id = np.nonzero(num_spans_N)[0]
@@ -79,6 +80,7 @@ class MaskedSentenceSource:
       self._vocabulary,
       passage_id_B=passage_id_B,
       sentence_B2=sentence_B2,
+      sentence_is_removed_B=uniform(self._seed, 2, number_B) < self._removal_rate,
     )
     # + 1 for [CLS].
     return mask_span(batch, first_B - sentence_B2[:, 0] + 1, end_B - sentence_B2[:, 0] + 1, self._vocabulary.mask_id)

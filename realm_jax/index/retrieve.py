@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from realm_jax.batch import NULL_PASSAGE, IctBatch, MaskedBatch, Packed, QueryBatch, QuestionBatch
+from realm_jax.batch import NULL_PASSAGE, IctBatch, MaskedBatch, Packed, QueryBatch, QuestionBatch, ReadingBatch
 from realm_jax.data.answers import has_answer
 from realm_jax.data.packing import Tokens, pack
 from realm_jax.data.passages import PassageStore
@@ -53,16 +53,26 @@ class BatchAssembler:
 
   def ict_batch(self, queries: QueryBatch) -> IctBatch:
     """Each query's own passage, without the query's sentence where it is to be removed (section 1.10)."""
-    passage_id_B = queries.passage_id_B
-    body = self._store.body_tokens(passage_id_B)
-    removed_B = np.where(queries.sentence_is_removed_B, queries.sentence_B2[:, 1] - queries.sentence_B2[:, 0], 0)
+    body = self._body_without_sentence(queries, queries.sentence_is_removed_B)
+    title = self._store.title_tokens(queries.passage_id_B)
+    passage_BP = pack(title, body, self._store.passage_length, self._vocabulary)
+    return IctBatch(query_input(queries), passage_BP, queries.sentence_is_removed_B)
+
+  def reading_batch(self, queries: QueryBatch) -> ReadingBatch:
+    """Each masked sentence with the rest of its passage, or with the null passage where it isn't removed from it."""
+    body = self._body_without_sentence(queries, np.ones_like(queries.sentence_is_removed_B))
+    body = body._replace(num_tokens_R=np.where(queries.sentence_is_removed_B, body.num_tokens_R, 0))
+    joint_BJ = pack(_query_tokens(queries), body, self._joint_length, self._vocabulary)
+    return ReadingBatch(joint_BJ, queries.mask_position_BM, queries.mask_target_BM, queries.mask_weight_BM)
+
+  def _body_without_sentence(self, queries: QueryBatch, is_removed_B: np.ndarray) -> Tokens:
+    body = self._store.body_tokens(queries.passage_id_B)
+    removed_B = np.where(is_removed_B, queries.sentence_B2[:, 1] - queries.sentence_B2[:, 0], 0)
     index_BL = np.broadcast_to(np.arange(body.token_id_RL.shape[1]), body.token_id_RL.shape)
     first_B = body.start_R + queries.sentence_B2[:, 0]
     index_BL = index_BL + np.where(index_BL >= first_B[:, None], removed_B[:, None], 0)
     token_id = np.take_along_axis(body.token_id_RL, np.minimum(index_BL, index_BL.shape[1] - 1), 1)
-    body = Tokens(token_id, body.start_R, body.num_tokens_R - removed_B)
-    passage_BP = pack(self._store.title_tokens(passage_id_B), body, self._store.passage_length, self._vocabulary)
-    return IctBatch(query_input(queries), passage_BP, queries.sentence_is_removed_B)
+    return Tokens(token_id, body.start_R, body.num_tokens_R - removed_B)
 
   def masked_batch(self, queries: QueryBatch, retrieved_id_BR: np.ndarray, num_passages: int) -> MaskedBatch:
     """K = num_passages per query, the null passage among them."""
@@ -120,14 +130,14 @@ class BatchAssembler:
 
   def joint_input(self, queries: QueryBatch, passage_id_BK: np.ndarray) -> Packed:
     """[CLS] query [SEP] body [SEP], [B, K, J]: the reader isn't shown the title."""
-    repeat = passage_id_BK.shape[1]
-    query = Tokens(
-      np.repeat(queries.token_id_BQ, repeat, 0),
-      np.ones(len(queries.token_id_BQ) * repeat, np.int32),
-      np.repeat(queries.num_tokens_B - 2, repeat),
-    )
+    query = Tokens(*(np.repeat(x, passage_id_BK.shape[1], 0) for x in _query_tokens(queries)))
     joint = pack(query, self._store.body_tokens(passage_id_BK.reshape(-1)), self._joint_length, self._vocabulary)
     return _unflatten(joint, passage_id_BK.shape)
+
+
+def _query_tokens(queries: QueryBatch) -> Tokens:
+  """The queries without [CLS] and [SEP]."""
+  return Tokens(queries.token_id_BQ, np.ones_like(queries.num_tokens_B), queries.num_tokens_B - 2)
 
 
 def find_answers(

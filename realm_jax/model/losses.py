@@ -31,13 +31,13 @@ def masked_word_loss(
   """Negative marginal log-likelihood: mean over masked tokens, or over examples."""
   if per_example:
     return -per_example_marginal_log_likelihood(score_BK, gold_log_prob_BKM, weight_BM).mean()
-  return -_weighted_mean(per_token_marginal_log_likelihood(score_BK, gold_log_prob_BKM), weight_BM)
+  return -weighted_mean(per_token_marginal_log_likelihood(score_BK, gold_log_prob_BKM), weight_BM)
 
 
 def retrieval_utility(score_BK: jax.Array, gold_log_prob_BKM: jax.Array, weight_BM: jax.Array) -> jax.Array:
   """Mean over masked tokens of log p(y|x) - log p(y|null, x), in nats; slot 0 is the null passage."""
   log_marginal_BM = per_token_marginal_log_likelihood(score_BK, gold_log_prob_BKM)
-  return _weighted_mean(log_marginal_BM - gold_log_prob_BKM[:, 0], weight_BM)
+  return weighted_mean(log_marginal_BM - gold_log_prob_BKM[:, 0], weight_BM)
 
 
 def ict_loss(query_emb_BD: jax.Array, passage_emb_BD: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -63,5 +63,6 @@ def question_loss(
   return marginal_log_loss(beam_score_BR, beam_has_answer_BR), reader_loss_B
 
 
-def _weighted_mean(value: jax.Array, weight: jax.Array) -> jax.Array:
+def weighted_mean(value: jax.Array, weight: jax.Array) -> jax.Array:
+  """Mean of the values with weight 1; 0 where there are none (Google's div_no_nan)."""
   return (value * weight).sum() / jnp.maximum(weight.sum(), 1e-9)

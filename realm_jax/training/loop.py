@@ -9,6 +9,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
+from realm_jax.config import STAGES
 from realm_jax.data.passages import PassageStore
 from realm_jax.data.vocabulary import Vocabulary
 from realm_jax.index.run_dir import RunDir
@@ -42,12 +43,13 @@ def train(config: ConfigDict, run_dir: RunDir, *, log: Callable[[str], None] = p
   optimizer = _make_optimizer(config, stage)
   claim_run_dir(config, run_dir)
   checkpoints = Checkpoints(run_dir, keep=config.checkpoint.keep)
-  tower_writer = TowerWriter(run_dir)
+  tower_writer = TowerWriter(run_dir) if "retriever" in STAGES[config.stage] else None
 
   # The order is important. 1. Resume. 2. Export, for without parameters there is no index. 3. Wait for an index.
   state = _start_or_resume(config, checkpoints, optimizer, vocabulary)
   first_step = int(state.step)
-  tower_writer.write(first_step, passage_tower_params(state.params["retriever"]))
+  if tower_writer:
+    tower_writer.write(first_step, passage_tower_params(state.params["retriever"]))
   follower = None
   if stage.needs_index:
     follower = SnapshotFollower(
@@ -70,7 +72,7 @@ def train(config: ConfigDict, run_dir: RunDir, *, log: Callable[[str], None] = p
     batch = stage.make_batch(next(queries), state.params, index)
     state, metrics = train_step(state, jax.device_put(batch), key, objective=stage.objective, optimizer=optimizer)
     is_last = step + 1 == config.num_steps
-    if is_last or (step + 1) % config.index.export_every == 0:
+    if tower_writer and (is_last or (step + 1) % config.index.export_every == 0):
       tower_writer.write(step + 1, passage_tower_params(state.params["retriever"]))
     if is_last or (step + 1) % config.checkpoint.every == 0:
       checkpoints.save(step + 1, state, follower.version if follower else None)
@@ -82,7 +84,8 @@ def train(config: ConfigDict, run_dir: RunDir, *, log: Callable[[str], None] = p
   if follower:
     follower.close()
   checkpoints.close()
-  tower_writer.close()
+  if tower_writer:
+    tower_writer.close()
   run_dir.done.write_text("done\n")
 
 
@@ -116,6 +119,7 @@ def _make_optimizer(config: ConfigDict, stage: Stage):
     weight_decay=config.optimizer.weight_decay,
     max_grad_norm=config.optimizer.max_grad_norm,
     corrects_bias=config.optimizer.corrects_bias,
+    retriever_scale=config.optimizer.retriever_scale,
     frozen=stage.frozen,
   )
 

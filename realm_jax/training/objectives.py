@@ -1,4 +1,4 @@
-"""The three stages' objectives: (parameters, batch, dropout key) -> loss and metrics."""
+"""The stages' objectives: (parameters, batch, dropout key) -> loss and metrics."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from realm_jax.batch import IctBatch, MaskedBatch, QuestionBatch
+from realm_jax.batch import IctBatch, MaskedBatch, QuestionBatch, ReadingBatch
 from realm_jax.model import losses
 from realm_jax.model.reader import Reader, span_candidates
 from realm_jax.model.retriever import Retriever
@@ -30,6 +30,17 @@ def ict_objective(retriever: Retriever) -> Objective:
   return objective
 
 
+def reading_objective(reader: Reader) -> Objective:
+  """The reader's warm start: masked words, given the rest of their passage (BERT's pre-training, without its NSP)."""
+
+  def objective(params, batch: ReadingBatch, key: jax.Array):
+    gold_log_prob_BM = _gold_log_prob(reader, params, batch.joint_BJ, batch.mask_position_BM, batch.mask_target_BM, key)
+    loss = -losses.weighted_mean(gold_log_prob_BM, batch.mask_weight_BM)
+    return loss, {"loss": loss}
+
+  return objective
+
+
 def masked_word_objective(retriever: Retriever, reader: Reader, *, per_example: bool) -> Objective:
   """REALM's pre-training: masked words, marginalised over K passages that are scored with current parameters."""
 
@@ -41,12 +52,10 @@ def masked_word_objective(retriever: Retriever, reader: Reader, *, per_example: 
     )
     score_BK = jnp.einsum("bd,bkd->bk", query_emb_BD, passage_emb_BKD)
     num_passages = score_BK.shape[1]
-    mask_position_BKM = jnp.repeat(batch.mask_position_BM[:, None], num_passages, 1)
-    log_prob_BKMV = _apply(
-      reader, params["reader"], batch.joint_BKJ, mask_position_BKM, key=reader_key, method="masked_word_log_prob"
+    mask_position_BKM, target_BKM = (
+      jnp.repeat(x[:, None], num_passages, 1) for x in (batch.mask_position_BM, batch.mask_target_BM)
     )
-    target_BKM = jnp.broadcast_to(batch.mask_target_BM[:, None], mask_position_BKM.shape)
-    gold_log_prob_BKM = jnp.take_along_axis(log_prob_BKMV, target_BKM[..., None], -1)[..., 0]
+    gold_log_prob_BKM = _gold_log_prob(reader, params, batch.joint_BKJ, mask_position_BKM, target_BKM, reader_key)
     weight_BM = batch.mask_weight_BM
     loss = losses.masked_word_loss(score_BK, gold_log_prob_BKM, weight_BM, per_example=per_example)
     prior_BK = jax.nn.softmax(score_BK)
@@ -88,6 +97,12 @@ def question_objective(retriever: Retriever, reader: Reader) -> Objective:
     }
 
   return objective
+
+
+def _gold_log_prob(reader: Reader, params, joint, mask_position, target, key: jax.Array) -> jax.Array:
+  """log p(y_m | ...) of the words behind the masks, [..., M]."""
+  log_prob = _apply(reader, params["reader"], joint, mask_position, key=key, method="masked_word_log_prob")
+  return jnp.take_along_axis(log_prob, target[..., None], -1)[..., 0]
 
 
 def _apply(module: nn.Module, params, *inputs, key: jax.Array, method: str) -> jax.Array:

@@ -47,26 +47,33 @@ def scale_by_moments(b1: float = 0.9, b2: float = 0.999, epsilon: float = 1e-6) 
 
 def bert_optimizer(
     *, learning_rate: float, num_steps: int, num_warmup_steps: int, weight_decay: float, max_grad_norm: float,
-    corrects_bias: bool, frozen: Sequence[str] = (),
+    corrects_bias: bool, frozen: Sequence[str] = (), retriever_scale: float = 1.0,
 ) -> optax.GradientTransformation:  # fmt: skip
   """Clip by the global norm, Adam, decoupled weight decay except on biases and layer norms, BERT's schedule.
 
   frozen: subtrees of the parameters, by name, that stay as they are to the bit.
+  retriever_scale: the retriever's learning rate over the others'; 0 freezes it.
   """
+  if retriever_scale == 0:
+    frozen = (*frozen, "retriever")
   num_warmup_steps = warmup_steps(num_steps) if num_warmup_steps < 0 else num_warmup_steps
   trained = optax.chain(
     optax.clip_by_global_norm(max_grad_norm),
     optax.scale_by_adam(b1=0.9, b2=0.999, eps=1e-6) if corrects_bias else scale_by_moments(),
     optax.add_decayed_weights(weight_decay, mask=decays),
     optax.scale_by_learning_rate(bert_schedule(learning_rate, num_steps, num_warmup_steps)),
+    optax.masked(optax.scale(retriever_scale), lambda params: _is_below(("retriever",), params)),
   )
-
-  def label(path, _):
-    return "frozen" if any(key.key in frozen for key in path) else "trained"
 
   return optax.multi_transform(
-    {"trained": trained, "frozen": optax.set_to_zero()}, lambda params: jax.tree_util.tree_map_with_path(label, params)
+    {"trained": trained, "frozen": optax.set_to_zero()},
+    lambda params: jax.tree.map(lambda is_frozen: "frozen" if is_frozen else "trained", _is_below(frozen, params)),
   )
+
+
+def _is_below(names: Sequence[str], params: Any) -> Any:
+  """True for the parameters in subtrees of these names."""
+  return jax.tree_util.tree_map_with_path(lambda path, _: any(key.key in names for key in path), params)
 
 
 def decays(params: Any) -> Any:

@@ -15,7 +15,13 @@ from realm_jax.data.questions import read_questions
 from realm_jax.data.vocabulary import Vocabulary
 from realm_jax.index.retrieve import BatchAssembler, search
 from realm_jax.index.snapshot import Snapshot
-from realm_jax.training.objectives import Objective, ict_objective, masked_word_objective, question_objective
+from realm_jax.training.objectives import (
+  Objective,
+  ict_objective,
+  masked_word_objective,
+  question_objective,
+  reading_objective,
+)
 
 
 class Stage(NamedTuple):
@@ -44,6 +50,15 @@ def make_stage(config: ConfigDict, store: PassageStore, vocabulary: Vocabulary) 
       needs_index=False,
       frozen=(),
       make_batch=lambda queries, params, index: assembler.ict_batch(queries),
+    )
+
+  if config.stage == "mlm":
+    return Stage(
+      MaskedSentenceSource(store, removal_rate=1.0 - config.null_rate, **draw),
+      reading_objective(reader),
+      needs_index=False,
+      frozen=(),
+      make_batch=lambda queries, params, index: assembler.reading_batch(queries),
     )
 
   if config.stage == "pretrain":

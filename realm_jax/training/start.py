@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 from safetensors import safe_open
 
 from realm_jax.batch import Packed
-from realm_jax.config import make_reader, make_retriever
+from realm_jax.config import STAGES, make_reader, make_retriever
 from realm_jax.data.vocabulary import Vocabulary
 from realm_jax.index.params import restore_params
 from realm_jax.index.run_dir import RunDir
@@ -35,16 +35,20 @@ _HF_NAMES = (  # HF's name -> ours, in the tree of model.bert.Bert; a kernel is 
 
 
 def initial_params(config: ConfigDict, vocabulary: Vocabulary) -> dict[str, Any]:
-  """{"retriever": ..., "reader": ...} (ICT trains no reader), from `config.init` as far as that has them."""
+  """{"retriever": ..., "reader": ...}, as the stage holds them, from `config.init` as far as that has them."""
   # Compiled as one program: op by op, even a tiny model takes seconds.
   params = jax.jit(lambda: _random_params(config, len(vocabulary)))()
-  if config.init and RunDir(config.init).config.exists():
-    params = _from_run(config.init, params)
-  elif config.init:
-    params = _from_bert(pathlib.Path(config.init), params, vocabulary)
+  if config.init:
+    params = _from(config.init, params, vocabulary)
   if config.init_reader and "reader" in params:
-    params |= {"reader": _from_bert(pathlib.Path(config.init_reader), params, vocabulary)["reader"]}
+    params |= _from(config.init_reader, {"reader": params["reader"]}, vocabulary)
   return params
+
+
+def _from(path: str, params: dict[str, Any], vocabulary: Vocabulary) -> dict[str, Any]:
+  if RunDir(path).config.exists():
+    return _from_run(path, params)
+  return _from_bert(pathlib.Path(path), params, vocabulary)
 
 
 def abstract_params(config: ConfigDict, vocab_size: int) -> dict[str, Any]:
@@ -57,23 +61,26 @@ def _random_params(config: ConfigDict, vocab_size: int) -> dict[str, Any]:
   row = np.zeros((1, 8), np.int32)
   packed = Packed(row, row, row == 0)
   retriever_key, reader_key = jax.random.split(jax.random.key(config.seed))
-  params = {"retriever": retriever.init(retriever_key, packed, packed)["params"]}
-  if config.stage != "ict":
-    params["reader"] = reader.init(reader_key, packed, row[:, :1])["params"]
-  return params
+  init = {
+    "retriever": lambda: retriever.init(retriever_key, packed, packed)["params"],
+    "reader": lambda: reader.init(reader_key, packed, row[:, :1])["params"],
+  }
+  return {name: init[name]() for name in STAGES[config.stage]}
 
 
 def _from_run(run: str, params: dict[str, Any]) -> dict[str, Any]:
-  """Takes the other run's parameters; a part that it lacks stays random, a shared tower is copied to both."""
+  """Takes the other run's networks; one that it lacks takes the other's encoder, a shared tower is copied to both."""
   _, source = restore_params(RunDir(run))
-  if "passage_tower" in params["retriever"]:
-    source["retriever"]["passage_tower"] = passage_tower_params(source["retriever"])
-  elif "passage_tower" in source["retriever"]:
-    raise ValueError(f"{run} has two towers; set --config.model.towers_are_shared=False to start from it")
+  if "retriever" in params and "retriever" not in source:
+    raise ValueError(f"{run} holds no retriever, only {', '.join(source)}; give it as --config.init_reader")
   if "reader" in params and "reader" not in source:
     # After ICT only the retriever exists. The reader's encoder starts from the query tower's: both read text.
     source["reader"] = params["reader"] | {"encoder": _without_pooler(source["retriever"]["query_tower"]["encoder"])}
   source = {name: source[name] for name in params}
+  if "passage_tower" in params.get("retriever", ()):
+    source["retriever"]["passage_tower"] = passage_tower_params(source["retriever"])
+  elif "passage_tower" in source.get("retriever", ()):
+    raise ValueError(f"{run} has two towers; set --config.model.towers_are_shared=False to start from it")
   _check_shapes(source, params, run)
   return source
 
@@ -91,8 +98,9 @@ def _from_bert(path: pathlib.Path, params: dict[str, Any], vocabulary: Vocabular
       f"build the corpus with --vocab={path / 'vocab.txt'}"
     )
   encoder = read_bert(path / "model.safetensors")
-  retriever = {name: tower | {"encoder": encoder} for name, tower in params["retriever"].items()}
-  result = {"retriever": retriever}
+  result = {}
+  if "retriever" in params:
+    result["retriever"] = {name: tower | {"encoder": encoder} for name, tower in params["retriever"].items()}
   if "reader" in params:
     result["reader"] = params["reader"] | {"encoder": _without_pooler(encoder)}
   _check_shapes(result, params, str(path))
