@@ -1,7 +1,7 @@
-"""The loop on 20,000 passages of Wikipedia from BERT-tiny: --config=configs/wiki.py:STAGE with ict or pretrain.
+"""The loop on 20,000 passages of Wikipedia from BERT-tiny: --config=configs/wiki.py:STAGE with ict, mlm or pretrain.
 
-What docs/results.md reports; half an hour on 2 CPU cores. Set --config.corpus, --config.init (a BERT-tiny in HF's form
-for ict, the ICT run for pretrain) and, for pretrain, --config.init_reader (the BERT-tiny).
+What docs/results.md reports, run by launch/wiki_results.sh. Set --config.corpus, --config.init (a BERT-tiny in HF's form
+for ict and mlm, the ICT run for pretrain) and, for pretrain, --config.init_reader (the mlm run).
 """
 
 from realm_jax.config import paper_config
@@ -17,15 +17,20 @@ def get_config(stage):
   config.joint_length = 160
   config.max_masks = 5
   config.log_every = 10
+  config.checkpoint.every = 300
   if stage == "ict":
-    config.update(num_steps=300, batch_size=64)
+    config.update(num_steps=1200, batch_size=128, removal_rate=0.7)
     config.optimizer.learning_rate = 5e-4
-    config.optimizer.warmup_steps = 40
-    config.checkpoint.every = 100
-  else:
-    config.update(num_steps=400, batch_size=16, num_passages=4)
+    config.optimizer.warmup_steps = 60
+  elif stage == "mlm":
+    config.update(num_steps=1500, batch_size=64)
+    config.optimizer.learning_rate = 1e-3
+    config.optimizer.warmup_steps = 75
+  elif stage == "pretrain":
+    config.update(num_steps=800, batch_size=16, num_passages=4)
     config.optimizer.learning_rate = 5e-4
+    config.optimizer.retriever_scale = 0.2
     config.optimizer.warmup_steps = 40
-    config.index.export_every = 50
+    config.index.export_every = 100
     config.checkpoint.every = 100
   return config
