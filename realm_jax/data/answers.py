@@ -53,8 +53,12 @@ def has_answer(text: str, answers: Sequence[str], *, regex: bool = False) -> boo
   """Whether a passage holds an answer: as whole words without case and accents, or as a regular expression."""
   if regex:
     return any(_search(pattern, text) for pattern in answers)
-  words = matchable(text)
-  return any(a != "  " and a in words for a in map(matchable, answers))
+  return has_words(matchable(text), [*map(matchable, answers)])
+
+
+def has_words(words: str, answers: Sequence[str]) -> bool:
+  """`has_answer` for a text and answers that went through `matchable`; one of signs alone is nowhere."""
+  return any(answer != "  " and answer in words for answer in answers)
 
 
 def _search(pattern: str, text: str) -> bool:

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 
 from realm_jax.batch import NULL_PASSAGE, IctBatch, MaskedBatch, Packed, QueryBatch, QuestionBatch, ReadingBatch
-from realm_jax.data.answers import has_answer
+from realm_jax.data.answers import has_words, matchable
 from realm_jax.data.packing import Tokens, pack
 from realm_jax.data.passages import PassageStore
 from realm_jax.data.vocabulary import Vocabulary
@@ -50,6 +50,8 @@ class BatchAssembler:
 
   def __init__(self, store: PassageStore, vocabulary: Vocabulary, *, joint_length: int):
     self._store, self._vocabulary, self._joint_length = store, vocabulary, joint_length
+    # A beam holds the same passages again and again; 2^16 of 1,000 characters are 64 MB.
+    self._words = functools.lru_cache(1 << 16)(lambda i: matchable(store.body(i)))
 
   def ict_batch(self, queries: QueryBatch) -> IctBatch:
     """Each query's own passage, without the query's sentence where it is to be removed (section 1.10)."""
@@ -103,9 +105,11 @@ class BatchAssembler:
 
     At most `max_answers` occurrences are marked in a passage.
     """
-    bodies = {i: self._store.body(i) for i in np.unique(retrieved_id_BR).tolist()}
     beam_has_answer_BR = np.array(
-      [[has_answer(bodies[i], answers) for i in row] for answers, row in zip(answers_B, retrieved_id_BR.tolist())]
+      [
+        [has_words(self._words(i), words) for i in row]
+        for words, row in zip([[*map(matchable, answers)] for answers in answers_B], retrieved_id_BR.tolist())
+      ]
     )
     passage_id_BK = retrieved_id_BR[:, :num_passages]
     joint_BKJ = self.joint_input(queries, passage_id_BK)
