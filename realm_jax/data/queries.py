@@ -53,10 +53,26 @@ class SentenceSource:
 class MaskedSentenceSource:
   """A sentence with one salient span masked (section 3.4 of Guu et al. 2020; rules in `masked_spans`)."""
 
-  def __init__(self, store: PassageStore, *, seed: int, query_length: int, max_masks: int, removal_rate: float = 0.0):
-    """removal_rate is the share of queries that are to be read with the rest of their passage, in the stage mlm."""
+  def __init__(
+    self,
+    store: PassageStore,
+    *,
+    seed: int,
+    query_length: int,
+    max_masks: int,
+    removal_rate: float = 0.0,
+    recurring_rate: float = 0.0,
+  ):
+    """The stage mlm sets the rates.
+
+    Args:
+      removal_rate: share of the queries that are to be read with the rest of their passage.
+      recurring_rate: share of the queries for which only spans are drawn whose tokens occur in the rest of the passage,
+        where it has any: what can be read there, and not only guessed (recurring spans, Ram et al. 2021).
+    """
     self._store, self._vocabulary = store, store.vocabulary()
     self._seed, self._query_length, self._max_masks, self._removal_rate = seed, query_length, max_masks, removal_rate
+    self._recurring_rate = recurring_rate
     self._span, span_offset = maskable_spans(store, query_length)
     num_spans_N = np.diff(span_offset)
     self._passage_id = np.nonzero(num_spans_N)[0]
@@ -70,7 +86,18 @@ class MaskedSentenceSource:
   def draw(self, number_B: np.ndarray) -> QueryBatch:
     row_B = shuffled(self._seed, number_B, len(self._passage_id))
     passage_id_B = self._passage_id[row_B]
-    span_B = self._begin[row_B] + (uniform(self._seed, 1, number_B) * self._num_spans[row_B]).astype(np.int64)
+    begin_B, num_spans_B = self._begin[row_B], self._num_spans[row_B]
+    span_B = begin_B + (uniform(self._seed, 1, number_B) * num_spans_B).astype(np.int64)
+    if self._recurring_rate:
+      span_C = np.concatenate([np.arange(b, b + n) for b, n in zip(begin_B, num_spans_B)])
+      query_C = np.repeat(np.arange(len(row_B)), num_spans_B)
+      recurs_C = recurs(self._store, passage_id_B[query_C], self._span[span_C])
+      is_asked_B = uniform(self._seed, 3, number_B) < self._recurring_rate
+      # The first of a random order that recurs.
+      order_C = np.lexsort((uniform(self._seed, 4, span_C + number_B[query_C] * 65_537), query_C))
+      order_C = order_C[recurs_C[order_C] & is_asked_B[query_C[order_C]]]
+      query, first = np.unique(query_C[order_C], return_index=True)
+      span_B[query] = span_C[order_C[first]]
     first_B, end_B, sentence_B = self._span[span_B].T
     sentence_B2 = _sentence_range(self._store, passage_id_B, sentence_B)
     batch = _make_batch(
@@ -123,6 +150,22 @@ def maskable_spans(store: PassageStore, query_length: int) -> tuple[np.ndarray, 
   fits = span[:, 1] - sentence_start <= query_length - 2
   offset = np.concatenate([[0], np.cumsum(np.bincount(passage_S[fits], minlength=len(store)))])
   return span[fits], offset
+
+
+def recurs(store: PassageStore, passage_id_C: np.ndarray, span_C3: np.ndarray) -> np.ndarray:
+  """Whether every token of a span (first, last + 1, sentence) occurs in its passage's other sentences, bool [C]."""
+  body = store.body_tokens(passage_id_C)
+  sentence_C2 = _sentence_range(store, passage_id_C, span_C3[:, 2])
+  position_CL = np.arange(body.token_id_RL.shape[1]) - body.start_R[:, None]
+  is_other_CL = (position_CL >= 0) & (position_CL < body.num_tokens_R[:, None])
+  is_other_CL &= (position_CL < sentence_C2[:, :1]) | (position_CL >= sentence_C2[:, 1:])
+  recurs_C = np.ones(len(span_C3), bool)
+  length_C = span_C3[:, 1] - span_C3[:, 0]
+  for offset in range(int(length_C.max(initial=0))):
+    inside_C = offset < length_C
+    token_C = body.token_id_RL[np.arange(len(span_C3)), body.start_R + span_C3[:, 0] + np.where(inside_C, offset, 0)]
+    recurs_C &= ~inside_C | ((body.token_id_RL == token_C[:, None]) & is_other_CL).any(1)
+  return recurs_C
 
 
 def mask_span(batch: QueryBatch, first_B: np.ndarray, end_B: np.ndarray, mask_id: int) -> QueryBatch:

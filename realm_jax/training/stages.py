@@ -54,7 +54,7 @@ def make_stage(config: ConfigDict, store: PassageStore, vocabulary: Vocabulary) 
 
   if config.stage == "mlm":
     return Stage(
-      MaskedSentenceSource(store, removal_rate=1.0 - config.null_rate, **draw),
+      MaskedSentenceSource(store, removal_rate=1.0 - config.null_rate, recurring_rate=config.recurring_rate, **draw),
       reading_objective(reader),
       needs_index=False,
       frozen=(),
