@@ -52,7 +52,7 @@ def matchable(text: str) -> str:
 def has_answer(text: str, answers: Sequence[str], *, regex: bool = False) -> bool:
   """Whether a passage holds an answer: as whole words without case and accents, or as a regular expression."""
   if regex:
-    return any(_search(pattern, text) for pattern in answers)
+    return first_match(text, answers) != ""
   return has_words(matchable(text), [*map(matchable, answers)])
 
 
@@ -61,11 +61,15 @@ def has_words(words: str, answers: Sequence[str]) -> bool:
   return any(answer != "  " and answer in words for answer in answers)
 
 
-def _search(pattern: str, text: str) -> bool:
-  try:
-    return re.search(pattern, text, re.IGNORECASE | re.UNICODE | re.MULTILINE) is not None
-  except re.error:
-    return False
+def first_match(text: str, patterns: Sequence[str]) -> str:
+  """What the first pattern that is in the text finds there; "" if none does."""
+  for pattern in patterns:
+    try:
+      if (match := re.search(pattern, text, re.IGNORECASE | re.UNICODE | re.MULTILINE)) and match[0]:
+        return match[0]
+    except re.error:
+      continue
+  return ""
 
 
 def _search_start(pattern: str, text: str) -> bool:

@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from realm_jax.data.answers import exact_match, f1_score, has_answer, matchable, regex_match
+from realm_jax.data.answers import exact_match, f1_score, first_match, has_answer, matchable, regex_match
 from realm_jax.data.passages import PassageStore
 from realm_jax.data.questions import Question
 from realm_jax.serving.open_qa import Answer
@@ -56,6 +56,13 @@ def answerable(store: PassageStore, questions: Sequence[Question], *, regex: boo
   """The questions with an answer somewhere in the corpus; reads all of it."""
   bodies = [store.body(i) for i in range(len(store))]
   if regex:
-    return [q for q in questions if any(has_answer(body, q.answers, regex=True) for body in bodies)]
+    # One search through all passages instead of N; what it finds across the end of one is searched for again.
+    text = "\n".join(bodies)
+    found = [(q, first_match(text, q.answers)) for q in questions]
+    return [
+      q
+      for q, match in found
+      if match and ("\n" not in match or any(has_answer(body, q.answers, regex=True) for body in bodies))
+    ]
   text = "\n".join(map(matchable, bodies))
   return [q for q in questions if any(words != "  " and words in text for words in map(matchable, q.answers))]
