@@ -172,7 +172,8 @@ COMPONENTS = {
 
 def as_array(tensor: torch.Tensor) -> np.ndarray:
   array = tensor.detach().numpy()
-  return array.astype(np.float32 if array.dtype.kind == "f" else np.int32)
+  # In C order: safetensors writes the bytes as they lie.
+  return np.array(array, np.float32 if array.dtype.kind == "f" else np.int32, order="C")
 
 
 def main() -> None:
