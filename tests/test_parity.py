@@ -4,7 +4,6 @@ tests/golden/make_goldens.py made the files and says how. Outputs agree within 1
 largest error is below 1e-4 of its largest element.
 """
 
-import functools
 import json
 import pathlib
 
@@ -15,7 +14,7 @@ import pytest
 from golden import cases, names
 from safetensors.numpy import load_file
 
-from realm_jax.batch import Packed, QuestionBatch
+from realm_jax.batch import Packed
 from realm_jax.config import make_reader, make_retriever, paper_config
 from realm_jax.data.build import build_passages
 from realm_jax.data.passages import PassageStore
@@ -74,9 +73,8 @@ def make_params(case, component, table, init):
 
   def leaf(path, x):
     is_kernel = path[-1].key == "kernel"
-    value = cases.weight(
-      case, f"{component}.{names.reference_name(path, table)}", x.shape[::-1] if is_kernel else x.shape
-    )
+    name = f"{component}.{names.reference_name(path, table)}"
+    value = cases.weight(case, name, x.shape[::-1] if is_kernel else x.shape)
     return value.T if is_kernel else value
 
   return jax.tree_util.tree_map_with_path(leaf, jax.eval_shape(init, jax.random.key(0))["params"])

@@ -15,6 +15,8 @@ import tempfile
 import numpy as np
 import torch
 import transformers
+from golden import cases
+from golden.cases import Case
 from safetensors.numpy import save_file
 from transformers import (
   RealmConfig,
@@ -27,9 +29,6 @@ from transformers import (
   RealmTokenizer,
 )
 from transformers.models.realm.modeling_realm import RealmBertModel
-
-from golden import cases
-from golden.cases import Case
 
 
 def hf_config(case: Case) -> RealmConfig:
