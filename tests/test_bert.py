@@ -228,7 +228,7 @@ def test_fused_attention_gives_way_to_dropout(params):
 
 
 def test_an_unknown_attention_is_named(params):
-  expected = r"^model.attention='flash' is unknown; set it to one of naive, xla, cudnn$"
+  expected = r"^model.attention='flash' is unknown; set it to one of naive, xla, cudnn"
   with pytest.raises(ValueError, match=expected):
     Bert(**SIZES, attention="flash").apply({"params": params}, random_packed((1,), 4))
 
