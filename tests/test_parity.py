@@ -2,6 +2,10 @@
 
 tests/golden/make_goldens.py made the files and says how. Outputs agree within 1e-5. Of each parameter's gradient the
 largest error is below 1e-4 of its largest element.
+
+The two differ where no number shows it: spans outside the passage get float32's lowest number there and Google's
+-10,000 here, so that a softmax gives them 0 in both; its padding_idx freezes one row of the word embeddings, which is
+left out; it finds answers by wordpieces in what the reader sees, we by words in the passage, the same in these texts.
 """
 
 import json
@@ -32,10 +36,10 @@ from realm_jax.serving.open_qa import OpenQA
 from realm_jax.training.objectives import question_objective
 
 GOLDEN = pathlib.Path(__file__).parent / "golden"
-FAST = ("separate", "one_passage")  # the others compile for minutes
+FAST = "separate"  # the six others compile for a minute
 pytestmark = pytest.mark.parametrize(
   "case",
-  [pytest.param(c, id=c.name, marks=() if c.name in FAST else pytest.mark.slow) for c in cases.CASES],
+  [pytest.param(c, id=c.name, marks=() if c.name == FAST else pytest.mark.slow) for c in cases.CASES],
 )
 
 
@@ -137,13 +141,10 @@ def test_bert(case):
     return hidden, module.pool(hidden)
 
   params = make_params(case, "bert", names.BERT, lambda key: bert.init(key, method=run))
-  probes = [
-    cases.probe(case, name, x.shape) for name, x in zip(("hidden", "pooled"), golden(case, "bert", "out").values())
-  ]
 
   def probed(params):
     outputs = bert.apply({"params": params}, method=run)
-    return sum((x * probe).sum() for x, probe in zip(outputs, probes)), outputs
+    return sum((x * cases.probe(case, n, x.shape)).sum() for n, x in zip(("hidden", "pooled"), outputs)), outputs
 
   (hidden, pooled), (grads,) = differentiate(probed, params)
   expected = golden(case, "bert", "out")
