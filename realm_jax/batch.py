@@ -20,7 +20,7 @@ class Packed(NamedTuple):
 
   token_id: Array  # int32 [..., L], 0 where there is no token
   segment_id: Array  # int32 [..., L], 0 up to the first [SEP], then 1
-  is_token: Array  # bool [..., L]
+  is_token: Array  # bool [..., L], False for the padding, which comes last
 
 
 class QueryBatch(NamedTuple):

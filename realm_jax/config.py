@@ -48,6 +48,8 @@ def paper_config(stage: str) -> ConfigDict:
   model.span_hidden_size = 256
   model.max_span_width = 10
   model.dtype = "float32"  # of the arithmetic; parameters are float32
+  model.attention = "naive"  # or, where attention weights have no dropout: xla, cudnn (see model.bert.Bert)
+  model.remat = False  # keep only the layers' inputs for the backward pass: less memory, a third more arithmetic
 
   config.query_length = 96
   config.joint_length = 384  # query and passage together, as the reader sees them
@@ -135,4 +137,6 @@ def _bert_arguments(model: ConfigDict, vocab_size: int) -> FrozenDict:
     dropout_rate=model.dropout_rate,
     layer_norm_epsilon=model.layer_norm_epsilon,
     dtype=jnp.dtype(model.dtype),
+    attention=model.attention,
+    remat=model.remat,
   )

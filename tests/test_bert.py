@@ -183,3 +183,82 @@ def test_bfloat16_keeps_log_probs_in_float32(params, head_params):
   np.testing.assert_allclose(np.exp(log_prob).sum(-1), 1, rtol=0, atol=1e-6)
   # bfloat16 has 8 bits; hidden states of a layer norm are about 1, and two layers of four roundings each follow.
   assert np.abs(np.float32(hidden) - np.asarray(encode(params, packed))).mean() < 8 * 2**-8
+
+
+def loss_and_grads(params, packed, **options):
+  """A loss that every hidden state of a token is in, and its gradients."""
+  bert = Bert(**SIZES, **options)
+
+  @jax.jit
+  def run(params):
+    def loss(params):
+      hidden = bert.apply({"params": params}, packed, deterministic=False, rngs={"dropout": jax.random.key(3)})
+      return (hidden**3 * packed.is_token[..., None]).sum()
+
+    return jax.value_and_grad(loss)(params)
+
+  return run(params)
+
+
+@pytest.mark.parametrize(
+  "attention",
+  [
+    "xla",
+    pytest.param("cudnn", marks=pytest.mark.skipif(jax.default_backend() != "gpu", reason="cuDNN needs a GPU")),
+  ],
+)
+def test_fused_attention_is_attention(params, attention):
+  packed = random_packed((2, 3), 7, num_tokens=[[7, 5, 2], [1, 6, 7]])
+  # cuDNN takes 16 bits only.
+  dtype, rtol = (jnp.float32, 1e-5) if attention == "xla" else (jnp.bfloat16, 2e-2)
+  options = {"dropout_rate": 0.0, "dtype": dtype}
+  loss, grads = loss_and_grads(params, packed, **options)
+  fused_loss, fused_grads = loss_and_grads(params, packed, **options, attention=attention)
+  np.testing.assert_allclose(fused_loss, loss, rtol=rtol)
+  size = max(np.abs(g).max() for g in jax.tree.leaves(grads))
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=rtol * size), fused_grads, grads)
+
+
+def test_fused_attention_gives_way_to_dropout(params):
+  """The fused ones know no dropout of attention weights, so the naive one is taken: the same masks, the same bits."""
+  packed = random_packed((2,), 6)
+  naive, fused = (loss_and_grads(params, packed, dropout_rate=0.5, attention=name)[0] for name in ("naive", "xla"))
+  assert naive == fused
+  assert abs(naive - loss_and_grads(params, packed, dropout_rate=0.0, attention="xla")[0]) > 1
+
+
+def test_an_unknown_attention_is_named(params):
+  expected = r"^model.attention='flash' is unknown; set it to one of naive, xla, cudnn"
+  with pytest.raises(ValueError, match=expected):
+    Bert(**SIZES, attention="flash").apply({"params": params}, random_packed((1,), 4))
+
+
+@pytest.mark.parametrize("dropout_rate", [0.0, 0.5])
+def test_remat_changes_no_number(params, dropout_rate):
+  packed = random_packed((2,), 6, num_tokens=[6, 4])
+  loss, grads = loss_and_grads(params, packed, dropout_rate=dropout_rate)
+  remat_loss, remat_grads = loss_and_grads(params, packed, dropout_rate=dropout_rate, remat=True)
+  np.testing.assert_allclose(remat_loss, loss, rtol=1e-6)
+  size = max(np.abs(g).max() for g in jax.tree.leaves(grads))
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-6 * size), remat_grads, grads)
+
+
+def test_remat_keeps_little_for_the_backward_pass():
+  """Counted in what is saved: the CPU's compiler undoes the recomputation, so that its memory tells nothing."""
+  sizes = SIZES | {"num_layers": 6, "max_length": 64}
+  packed = random_packed((4,), 64)
+
+  def num_saved(remat):
+    bert = Bert(**sizes, remat=remat)
+    abstract = jax.eval_shape(bert.init, jax.random.key(0), packed)["params"]
+
+    def run(params):
+      return bert.apply({"params": params}, packed, deterministic=False, rngs={"dropout": jax.random.key(0)})
+
+    saved = jax.eval_shape(lambda params: jax.vjp(run, params)[1], abstract)
+    num_params = sum(x.size for x in jax.tree.leaves(abstract))
+    return sum(x.size for x in jax.tree.leaves(saved)) - num_params
+
+  layer_inputs = 6 * 4 * 64 * 12
+  assert num_saved(remat=False) > 50 * layer_inputs
+  assert num_saved(remat=True) < 6 * layer_inputs

@@ -5,6 +5,7 @@ import importlib.util
 import inspect
 import pathlib
 
+import jax.numpy as jnp
 import pytest
 
 from realm_jax import config as config_module
@@ -55,6 +56,13 @@ def test_every_config_describes_models(path):
     assert (tower.bert["vocab_size"], tower.bert["num_layers"]) == (1000, config.model.num_layers)
     assert retriever.retrieval_size == tower.retrieval_size == config.model.retrieval_size
     assert reader.max_span_width == config.model.max_span_width
+
+
+def test_models_take_the_configs_type_attention_and_remat():
+  model = paper_config("pretrain").model
+  model.update(dtype="bfloat16", attention="xla", remat=True)
+  bert = make_reader(model, 1000).bert
+  assert (bert["dtype"], bert["attention"], bert["remat"]) == (jnp.bfloat16, "xla", True)
 
 
 def test_an_unknown_stage_is_named():

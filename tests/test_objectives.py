@@ -10,6 +10,7 @@ from scipy.special import log_softmax, logsumexp, softmax
 from realm_jax.batch import IctBatch, MaskedBatch, Packed, QuestionBatch, ReadingBatch
 from realm_jax.config import make_reader, make_retriever, paper_config
 from realm_jax.model.reader import span_candidates
+from realm_jax.training import objectives
 from realm_jax.training.objectives import (
   ict_objective,
   masked_word_objective,
@@ -306,3 +307,25 @@ def test_ict_objective_from_its_parts(retriever, params):
   np.testing.assert_allclose(loss, -np.diag(log_softmax(score_BB, 1)).mean(), rtol=1e-5)
   np.testing.assert_allclose(metrics["ict_accuracy"], (score_BB.argmax(1) == np.arange(4)).mean())
   assert_reaches(grads)
+
+
+def test_query_passages_and_reader_get_dropout_of_their_own(
+  retriever, reader, params, masked_batch, question_batch, monkeypatch
+):
+  apply_alone, keys = objectives._apply, []
+
+  def record(module, params, *inputs, key, method):
+    keys.append(jax.random.key_data(key).tobytes())
+    return jax.numpy.zeros(jax.eval_shape(lambda: apply_alone(module, params, *inputs, key=key, method=method)).shape)
+
+  monkeypatch.setattr(objectives, "_apply", record)
+  ict_batch = IctBatch(random_packed((4,), 5, seed=7), random_packed((4,), 6, seed=8), np.zeros(4, bool))
+  for objective, batch, num_parts in (
+    (ict_objective(retriever), ict_batch, 2),
+    (masked_word_objective(retriever, reader, per_example=False), masked_batch, 3),
+    (question_objective(retriever, reader), question_batch, 2),
+  ):
+    keys.clear()
+    for seed in (0, 1):
+      objective(params, batch, jax.random.key(seed))
+    assert len(set(keys)) == len(keys) == 2 * num_parts

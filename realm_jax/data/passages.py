@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import math
 import os
@@ -217,6 +218,11 @@ class PassageStore:
   def _text(self, name: str, data: np.ndarray, i: int) -> str:
     begin, end = self._offset[name][i : i + 2]
     return data[int(begin) : int(end)].tobytes().decode("utf-8")
+
+
+def passage_uid(title: str, body: str) -> int:
+  """The number by which Google's REALM knows a passage, in its released files too; empty texts: the null passage."""
+  return int(hashlib.sha1(f"{title} <sep> {body}".encode()).hexdigest(), 16)
 
 
 def _spans_to_tokens(spans: Iterable[Span], char_range: np.ndarray, sentence_start: np.ndarray) -> np.ndarray:

@@ -31,12 +31,18 @@ def embed_passages(
     params: the passage tower's parameters.
     batch_size: passages on the device at once.
     progress: wraps the batches' first passages, to show how far it is.
+
+  Raises:
+    ValueError: progress left out a batch, or changed their order.
   """
   num_passages = len(store)
   batch_size = min(batch_size, num_passages)
   params = jax.device_put(params)
   emb_ND = None
+  num_embedded = 0
   for begin in progress(range(0, num_passages, batch_size)):
+    if begin != num_embedded:
+      raise ValueError(_out_of_order(num_embedded, f"a batch that begins with passage {begin}"))
     # The last batch is filled up, so that there is one shape and one compilation.
     passage_id = np.minimum(np.arange(begin, begin + batch_size), num_passages - 1)
     packed = pack(store.title_tokens(passage_id), store.body_tokens(passage_id), store.passage_length, vocabulary)
@@ -44,8 +50,14 @@ def embed_passages(
     if emb_ND is None:
       emb_ND = np.empty((num_passages, emb_BD.shape[1]), ml_dtypes.bfloat16)
     emb_ND[begin : begin + batch_size] = emb_BD[: num_passages - begin]
-  assert emb_ND is not None, "a store is never empty"
+    num_embedded = begin + batch_size
+  if emb_ND is None or num_embedded < num_passages:
+    raise ValueError(_out_of_order(num_embedded, "the end"))
   return emb_ND
+
+
+def _out_of_order(due: int, came: str) -> str:
+  return f"passage {due} was due for embedding, {came} came: progress must give every batch once, in order"
 
 
 @functools.partial(jax.jit, static_argnums=0)

@@ -8,11 +8,19 @@ import jax.numpy as jnp
 
 from realm_jax.batch import Packed
 
+ATTENTIONS = ("naive", "xla", "cudnn")
+
 _init = nn.initializers.truncated_normal(0.02)
 
 
 class Bert(nn.Module):
-  """Post-layer-norm transformer encoder with learned positions; GELU in its tanh form, as in the original."""
+  """Post-layer-norm transformer encoder with learned positions; GELU in its tanh form, as in the original.
+
+  attention: "naive", the default because nothing is faster on a CPU, or an implementation of
+    jax.nn.dot_product_attention: "xla", "cudnn" (GPUs, 16 bits). Those know no dropout of attention weights: where
+    that is active, attention is naive.
+  remat: recompute each layer in the backward pass instead of keeping what is inside it.
+  """
 
   vocab_size: int
   hidden_size: int
@@ -23,8 +31,13 @@ class Bert(nn.Module):
   dropout_rate: float = 0.1
   layer_norm_epsilon: float = 1e-12
   dtype: jnp.dtype = jnp.float32
+  attention: str = "naive"
+  remat: bool = False
 
   def setup(self):
+    if self.attention not in ATTENTIONS:
+      raise ValueError(f"model.attention={self.attention!r} is unknown; set it to one of {', '.join(ATTENTIONS)}")
+
     def embed(size):
       return nn.Embed(size, self.hidden_size, embedding_init=_init, dtype=self.dtype)
 
@@ -33,10 +46,14 @@ class Bert(nn.Module):
     self.token_type_embeddings = embed(2)
     self.layer_norm = nn.LayerNorm(self.layer_norm_epsilon, dtype=self.dtype)
     self.dropout = nn.Dropout(self.dropout_rate)
+    layer = nn.remat(Layer, static_argnums=3) if self.remat else Layer  # 3: deterministic
     self.layers = [
-      Layer(self.num_heads, self.mlp_size, self.dropout_rate, self.layer_norm_epsilon, self.dtype, name=f"layer_{i}")
+      layer(
+        self.num_heads, self.mlp_size, self.dropout_rate, self.layer_norm_epsilon, self.dtype, self.attention,
+        name=f"layer_{i}",
+      )
       for i in range(self.num_layers)
-    ]
+    ]  # fmt: skip
     self.pooler = nn.Dense(self.hidden_size, kernel_init=_init, dtype=self.dtype)
 
   def __call__(self, packed: Packed, *, deterministic: bool = True) -> jax.Array:
@@ -64,6 +81,7 @@ class Layer(nn.Module):
   dropout_rate: float
   layer_norm_epsilon: float
   dtype: jnp.dtype
+  attention: str
 
   @nn.compact
   def __call__(self, x: jax.Array, is_token: jax.Array, deterministic: bool) -> jax.Array:
@@ -74,18 +92,34 @@ class Layer(nn.Module):
       y = nn.Dropout(self.dropout_rate)(y, deterministic=deterministic)
       return nn.LayerNorm(self.layer_norm_epsilon, dtype=self.dtype, name=name)(x + y)
 
+    def attend(query, key, value):
+      logit = jnp.einsum("...qhd,...khd->...hqk", query, key) / jnp.sqrt(query.shape[-1]).astype(self.dtype)
+      # The softmax in float32; -1e9 and not -inf, so that a row of padding alone gives no NaN.
+      logit = jnp.where(is_token[..., None, None, :], logit.astype(jnp.float32), -1e9)
+      weight = jax.nn.softmax(logit).astype(self.dtype)
+      weight = nn.Dropout(self.dropout_rate)(weight, deterministic=deterministic)
+      return jnp.einsum("...hqk,...khd->...qhd", weight, value)
+
     hidden_size = x.shape[-1]
     split = (*x.shape[:-1], self.num_heads, hidden_size // self.num_heads)
     query, key, value = (dense(hidden_size, name)(x).reshape(split) for name in ("query", "key", "value"))
-    logit = jnp.einsum("...qhd,...khd->...hqk", query, key) / jnp.sqrt(split[-1]).astype(self.dtype)
-    # The softmax in float32; -1e9 and not -inf, so that a row of padding alone gives no NaN.
-    logit = jnp.where(is_token[..., None, None, :], logit.astype(jnp.float32), -1e9)
-    weight = jax.nn.softmax(logit).astype(self.dtype)
-    weight = nn.Dropout(self.dropout_rate)(weight, deterministic=deterministic)
-    context = jnp.einsum("...hqk,...khd->...qhd", weight, value).reshape(x.shape)
+    has_dropout = self.dropout_rate > 0 and not deterministic
+    if self.attention == "naive" or has_dropout:
+      context = attend(query, key, value).reshape(x.shape)
+    else:
+      context = _attend_fused(query, key, value, is_token, self.attention).reshape(x.shape)
     x = add_and_normalize(x, dense(hidden_size, "attention_output")(context), "attention_layer_norm")
     hidden = jax.nn.gelu(dense(self.mlp_size, "mlp_in")(x), approximate=True)
     return add_and_normalize(x, dense(hidden_size, "mlp_out")(hidden), "mlp_layer_norm")
+
+
+def _attend_fused(query: jax.Array, key: jax.Array, value: jax.Array, is_token: jax.Array, implementation) -> jax.Array:
+  """[..., L, H, head size] -> the same; padding comes last, so that the number of tokens says where it is."""
+  query, key, value = (x.reshape(-1, *x.shape[-3:]) for x in (query, key, value))
+  num_tokens = is_token.sum(-1, dtype=jnp.int32).reshape(-1)
+  return jax.nn.dot_product_attention(
+    query, key, value, key_value_seq_lengths=num_tokens, implementation=implementation
+  )  # fmt: skip
 
 
 class MaskedWordHead(nn.Module):
