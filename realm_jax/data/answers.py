@@ -45,11 +45,11 @@ def _f1(prediction: list[str], answer: list[str]) -> float:
 
 def string_scores(targets: Sequence[Sequence[str]], predictions: Sequence[str]) -> dict[str, float]:
   """Exact match and F1 in percent, where each target is a list of right answers: a metric function of seqio."""
-  scores = {
-    "exact_match": [exact_match(p, answers) for p, answers in zip(predictions, targets, strict=True)],
-    "f1": [f1_score(p, answers) for p, answers in zip(predictions, targets, strict=True)],
+  pairs = list(zip(predictions, targets, strict=True))
+  return {
+    "exact_match": _percent([exact_match(p, answers) for p, answers in pairs]),
+    "f1": _percent([f1_score(p, answers) for p, answers in pairs]),
   }
-  return {name: _percent(score) for name, score in scores.items()}
 
 
 def regex_scores(targets: Sequence[Sequence[str]], predictions: Sequence[str]) -> dict[str, float]:

@@ -65,8 +65,8 @@ def _text(value: bytes) -> str:
 def question_task(name: str, *, regex: bool = False) -> seqio.Task:
   """A seqio task of the questions that `read_questions` reads under a name without a split.
 
-  Its splits are train, dev, test and all, as there; an example is {"question": text, "answers": [text, ...]}. Its metric
-  functions take the answers as targets: exact match and F1, or for CuratedTREC and `regex` the match of a pattern.
+  Its splits are train, dev, all and, for TFDS, test; an example is {"question": text, "answers": [text, ...]}. Its
+  metric functions take the answers as targets: exact match and F1, or the match of a pattern.
   """
   import seqio  # noqa: PLC0415
   import tensorflow as tf  # noqa: PLC0415

@@ -109,9 +109,7 @@ def _valid(
       fault = _ASKED_BEFORE
       answers_of[record.question].update(dict.fromkeys(record.answers))
     if fault and strict:
-      raise ValueError(
-        f"{name}, line {record.line}: a record with {fault}; mend it, or leave out --strict to skip it"
-      )
+      raise ValueError(f"{name}, line {record.line}: a record with {fault}; mend it, or leave out --strict to skip it")
     if fault:
       rejections.add(fault, record.line)
     else:
