@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import Protocol
 
@@ -106,10 +107,7 @@ class RandomMaskSource:
       is_masked_BQ = random_token_mask(batch, seed=self._seed, number_B=number_B)
     else:
       is_continuation_V = self._vocabulary.is_continuation_V
-      room = self._query_length - 2
-      behind_B = np.minimum(sentence.start_R + room, sentence.token_id_RL.shape[1] - 1)
-      next_token_B = sentence.token_id_RL[np.arange(len(behind_B)), behind_B]
-      is_cut_B = (sentence.num_tokens_R > room) & is_continuation_V[next_token_B]
+      is_cut_B = _is_cut_in_a_word(sentence, self._query_length - 2, is_continuation_V)
       is_masked_BQ = random_span_mask(batch, is_cut_B, is_continuation_V, seed=self._seed, number_B=number_B)
     return mask_tokens(batch, is_masked_BQ, self._vocabulary.mask_id)
 
@@ -134,11 +132,12 @@ class QuestionSource:
 
 def text_tokens(texts: Sequence[str], vocabulary: Vocabulary) -> Tokens:
   """Texts as rows of tokens."""
-  encodings = vocabulary.encode(texts)
-  num_tokens = np.array([len(e.token_id) for e in encodings], np.int64)
-  token_id = np.zeros((len(texts), max(1, num_tokens.max(initial=0))), np.int32)
-  for row, encoding in zip(token_id, encodings):
-    row[: len(encoding.token_id)] = encoding.token_id
+  ids = vocabulary.token_ids(texts)
+  num_tokens = np.fromiter(map(len, ids), np.int64, len(ids))
+  token_id = np.zeros((len(ids), max(1, num_tokens.max(initial=0))), np.int32)
+  # All at once: an array for each text takes as long as cutting it.
+  is_token = np.arange(token_id.shape[1]) < num_tokens[:, None]
+  token_id[is_token] = np.fromiter(itertools.chain.from_iterable(ids), np.int32, num_tokens.sum())
   return Tokens(token_id, np.zeros_like(num_tokens), num_tokens)
 
 
@@ -170,6 +169,13 @@ def draw_sentences(
   tokens = _body_range(store, passage_id_B, sentence_B2)
   fields = {"passage_id_B": passage_id_B, "sentence_B2": sentence_B2}
   return _make_batch(tokens, query_length, max_masks, vocabulary, **fields), tokens
+
+
+def _is_cut_in_a_word(tokens: Tokens, room: int, is_continuation_V: np.ndarray) -> np.ndarray:
+  """Whether what follows the first `room` tokens is the rest of a word."""
+  next_R = np.minimum(tokens.start_R + room, tokens.token_id_RL.shape[1] - 1)
+  next_token_R = tokens.token_id_RL[np.arange(len(next_R)), next_R]
+  return (tokens.num_tokens_R > room) & is_continuation_V[next_token_R]
 
 
 def _sentence_range(store: PassageStore, passage_id_B: np.ndarray, sentence_B: np.ndarray) -> np.ndarray:
