@@ -22,7 +22,6 @@ realm train --config=configs/wiki.py:pretrain --config.corpus="$runs/corpus" --c
 wait
 for set in webquestions curatedtrec; do
   flags=(--questions="$QUESTIONS/$set.train.jsonl" --answerable)
-  if [[ $set == curatedtrec ]]; then flags+=(--regex); fi
   realm evaluate --workdir="$runs/ict" --bm25 --name="bm25.$set" "${flags[@]}"
   realm evaluate --workdir="$runs/ict" --name="$set" "${flags[@]}"
   realm evaluate --workdir="$runs/pretrain" --name="$set" "${flags[@]}"
