@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pathlib
 import re
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
@@ -70,7 +71,8 @@ def split_name(name: str) -> tuple[str, str]:
 
 
 def is_curated_trec(name: str) -> bool:
-  return "curatedtrec" in re.sub(r"[^a-z]", "", name.lower())
+  """By the file's name alone; a directory may hold more."""
+  return "curatedtrec" in re.sub(r"[^a-z]", "", pathlib.Path(name).name.lower())
 
 
 def is_dev(questions: Sequence[str]) -> np.ndarray:
