@@ -1,6 +1,6 @@
 """The loop on 20,000 passages of Wikipedia from BERT-tiny: --config=configs/wiki.py:STAGE with ict, mlm or pretrain.
 
-What docs/results.md reports, run by launch/wiki_results.sh. Set --config.corpus, --config.init (a BERT-tiny in HF's form
+What docs/results.md reports, run by launch/wiki_results.sh. Set --config.corpus, --config.init (a BERT-tiny in HF form
 for ict and mlm, the ICT run for pretrain) and, for pretrain, --config.init_reader (the mlm run).
 """
 

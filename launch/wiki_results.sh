@@ -32,7 +32,6 @@ pretrain pretrain --config.init_reader="$runs/mlm"
 pretrain frozen --config.init_reader="$runs/mlm" --config.optimizer.retriever_scale=0.0
 for set in webquestions curatedtrec; do
   flags=(--questions="$QUESTIONS/$set.train.jsonl" --answerable)
-  if [[ $set == curatedtrec ]]; then flags+=(--regex); fi
   realm evaluate --workdir="$runs/ict" --bm25 --name="bm25.$set" "${flags[@]}"
   realm evaluate --workdir="$runs/ict" --name="$set" "${flags[@]}"
   realm evaluate --workdir="$runs/pretrain" --name="$set" "${flags[@]}"

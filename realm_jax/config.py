@@ -26,7 +26,9 @@ def paper_config(stage: str) -> ConfigDict:
   config = ConfigDict()
   config.stage = stage  # ict, mlm, pretrain or finetune
   config.corpus = ""  # a passage store (realm build_corpus)
-  config.questions = ""  # finetune: training questions, jsonl
+  config.mixture = ""  # pretrain: where the sentences come from, "corpora/news:0.8,corpora/wiki:0.2"; empty: corpus
+  config.masking = "salient_span"  # pretrain: or random_span, random_token
+  config.questions = ""  # finetune: training questions, such as mine.jsonl:train or nq_open:train
   config.init = ""  # start from: a run directory, or a directory with a BERT in HF's form (model.safetensors)
   config.init_reader = ""  # start the reader from something else, of the same forms as init
   config.seed = 0

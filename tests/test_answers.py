@@ -2,7 +2,16 @@
 
 import pytest
 
-from realm_jax.data.answers import exact_match, f1_score, has_answer, matchable, normalize_answer, regex_match
+from realm_jax.data.answers import (
+  exact_match,
+  f1_score,
+  has_answer,
+  matchable,
+  normalize_answer,
+  regex_match,
+  regex_scores,
+  string_scores,
+)
 
 
 @pytest.mark.parametrize(
@@ -78,6 +87,14 @@ def test_regex_match(prediction, pattern, matches):
 )
 def test_f1_score(prediction, answers, score):
   assert f1_score(prediction, answers) == pytest.approx(score)
+
+
+def test_scores_of_a_set_are_percentages():
+  targets, predictions = [["cat sat", "dog"], ["x"], ["y"]], ["The cat", "X.", "z"]
+  assert string_scores(targets, predictions) == {"exact_match": 33.33, "f1": 55.56}  # (2/3 + 1 + 0) / 3
+  assert regex_scores([["c.t", "dog"], ["(", "^x"], ["y"]], ["cats", "X", "zy"]) == {"exact_match": 66.67}
+  with pytest.raises(ValueError, match="zip"):
+    string_scores(targets, predictions[:2])
 
 
 def test_matchable():

@@ -12,8 +12,8 @@ from realm_jax.data.passages import PassageStore, PassageWriter
 from realm_jax.data.queries import (
   MaskedSentenceSource,
   QuestionSource,
+  RandomMaskSource,
   SentenceSource,
-  mask_span,
   maskable_spans,
   text_tokens,
 )
@@ -48,13 +48,15 @@ def rows(batch: QueryBatch, index) -> QueryBatch:
   return QueryBatch(*(x[index] for x in batch))
 
 
-@pytest.fixture(scope="module", params=["ict", "masked", "questions"])
+@pytest.fixture(scope="module", params=["ict", "masked", "random_span", "random_token", "questions"])
 def source(request, sample_store):
   options = {"seed": 3, "query_length": 48, "max_masks": 6}
   if request.param == "ict":
     return SentenceSource(sample_store, **options)
   if request.param == "masked":
     return MaskedSentenceSource(sample_store, **options)
+  if request.param.startswith("random"):
+    return RandomMaskSource(sample_store, request.param, **options)
   return QuestionSource(QUESTIONS, sample_store.vocabulary(), **options)
 
 
@@ -249,17 +251,6 @@ def test_masking_refuses_a_corpus_without_spans(tmp_path):
   message = "has no salient span within the first 4 tokens of a sentence; build the corpus with --tagger=rules or spacy"
   with pytest.raises(ValueError, match=message):
     MaskedSentenceSource(store, seed=0, query_length=6, max_masks=2)
-
-
-def test_mask_span_changes_only_its_rows_and_fields():
-  batch = QuestionSource(QUESTIONS, VOCABULARY, seed=0, query_length=8, max_masks=2).rows(np.array([2, 0]))
-  masked = mask_span(batch, np.array([2, 1]), np.array([3, 3]), MASK)
-  assert masked.token_id_BQ.tolist() == [[CLS, A, MASK, C, D, E, F, SEP], [CLS, MASK, MASK, SEP, 0, 0, 0, 0]]
-  assert masked.mask_position_BM.tolist() == [[2, 0], [1, 2]]
-  assert masked.mask_target_BM.tolist() == [[B, 0], [A, B]]
-  assert masked.mask_weight_BM.tolist() == [[1, 0], [1, 1]]
-  assert masked.question_id_B.tolist() == [2, 0]
-  assert batch.token_id_BQ[0, 2] == B
 
 
 # --- questions

@@ -48,7 +48,7 @@ def test_there_are_800_questions_in_three_splits(questions):
   assert sum(map(len, questions.values())) >= 800
   for split, records in questions.items():
     assert len(records) >= 80, split
-    read = read_questions(SAMPLE_QUESTIONS[split])
+    read = read_questions(SAMPLE_QUESTIONS[split]).questions
     assert [(q.question, list(q.answers)) for q in read] == [(r["question"], r["answer"]) for r in records]
 
 

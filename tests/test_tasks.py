@@ -7,9 +7,10 @@ import pytest
 import seqio
 
 from realm_jax.batch import QueryBatch
+from realm_jax.data.mixing import masked_sentences
 from realm_jax.data.queries import MaskedSentenceSource, QuestionSource, SentenceSource
 from realm_jax.data.questions import Question
-from realm_jax.data.tasks import NumberedExamples, make_task, query_batches
+from realm_jax.data.tasks import Numbers, make_batch_task, make_mixture, make_task, query_batches
 
 OPTIONS = {"seed": 5, "query_length": 24, "max_masks": 4}
 
@@ -31,7 +32,7 @@ def equal(one: QueryBatch, other: QueryBatch) -> None:
 
 def test_numbers_start_anywhere_and_are_dealt_to_shards():
   def numbers(first_example, shard_info=None):
-    return list(NumberedExamples(first_example).get_dataset(shard_info=shard_info).take(4).as_numpy_iterator())
+    return list(Numbers(first_example).get_dataset(shard_info=shard_info).take(4).as_numpy_iterator())
 
   assert numbers(0) == [0, 1, 2, 3]
   assert numbers(2**40) == [2**40, 2**40 + 1, 2**40 + 2, 2**40 + 3]
@@ -69,9 +70,48 @@ def test_a_stream_from_step_t_equals_the_stream_from_0_at_t(source):
       equal(one, other)
 
 
-def test_every_kind_goes_through(sample_store):
-  questions = [Question(f"who was number {i}?", ("x",)) for i in range(5)]
-  vocabulary = sample_store.vocabulary()
-  for source in (SentenceSource(sample_store, **OPTIONS), QuestionSource(questions, vocabulary, **OPTIONS)):
-    (batch,) = take(source, 1, batch_size=8, first_step=4)
-    equal(batch, source.draw(np.arange(32, 40)))
+@pytest.fixture(scope="module", params=["ict", "salient_span", "random_span", "random_token", "questions", "mixture"])
+def any_source(request, sample_store):
+  if request.param == "ict":
+    return SentenceSource(sample_store, **OPTIONS)
+  if request.param == "questions":
+    questions = [Question(f"who was number {i}?", ("x",)) for i in range(5)]
+    return QuestionSource(questions, sample_store.vocabulary(), **OPTIONS)
+  mixture = f"{sample_store.path}:0.4,{sample_store.path}/:0.6" if request.param == "mixture" else ""
+  masking = "salient_span" if request.param == "mixture" else request.param
+  return masked_sentences(sample_store, masking=masking, mixture=mixture, **OPTIONS)
+
+
+def test_hosts_together_are_one_host_after_any_resume(any_source):
+  """Every kind, masking and mixture: order and masks depend on seed and step alone."""
+  whole = take(any_source, 4, batch_size=16)
+  for t, batch in enumerate(whole):
+    equal(batch, any_source.draw(np.arange(16 * t, 16 * t + 16)))
+  for count, first_step in ((1, 3), (2, 0), (2, 2), (8, 1)):
+    options = {"batch_size": 16, "first_step": first_step}
+    hosts = [take(any_source, 4 - first_step, share=(index, count), **options) for index in range(count)]
+    for t, parts in enumerate(zip(*hosts, strict=True), first_step):
+      equal(QueryBatch(*map(np.concatenate, zip(*parts))), whole[t])
+
+
+@pytest.mark.parametrize(("batch_size", "count"), [(16, 3), (4, 8)])
+def test_a_batch_that_cannot_be_shared_is_refused(source, batch_size, count):
+  message = f"a batch of {batch_size} can't be shared equally by {count} hosts; set batch_size to a multiple of {count}"
+  with pytest.raises(ValueError, match=message):
+    make_batch_task("queries", source, batch_size=batch_size, share=(0, count))
+
+
+def test_a_seqio_mixture_has_its_rates(sample_store):
+  sources = {
+    "sentences": (SentenceSource(sample_store, **OPTIONS), 1.0),
+    "spans": (MaskedSentenceSource(sample_store, **OPTIONS), 3.0),
+  }
+  mixture = make_mixture("both", sources)
+  assert mixture.total_rate == 4.0
+
+  def masks():
+    dataset = mixture.get_dataset(None, split="train", shuffle=False, seed=7, num_epochs=1).take(200)
+    return [example["mask_weight_BM"].any() for example in dataset.as_numpy_iterator()]
+
+  assert abs(np.mean(masks()) - 0.75) < 4 * (0.75 * 0.25 / 200) ** 0.5
+  assert masks() == masks()

@@ -43,6 +43,24 @@ def _f1(prediction: list[str], answer: list[str]) -> float:
   return 2 * common / (len(prediction) + len(answer))
 
 
+def string_scores(targets: Sequence[Sequence[str]], predictions: Sequence[str]) -> dict[str, float]:
+  """Exact match and F1 in percent, where each target is a list of right answers: a metric function of seqio."""
+  pairs = list(zip(predictions, targets, strict=True))
+  return {
+    "exact_match": _percent([exact_match(p, answers) for p, answers in pairs]),
+    "f1": _percent([f1_score(p, answers) for p, answers in pairs]),
+  }
+
+
+def regex_scores(targets: Sequence[Sequence[str]], predictions: Sequence[str]) -> dict[str, float]:
+  """Matches of the patterns in percent, CuratedTREC's exact match; F1 against a pattern means nothing."""
+  return {"exact_match": _percent([regex_match(p, patterns) for p, patterns in zip(predictions, targets, strict=True)])}
+
+
+def _percent(scores: Sequence[float]) -> float:
+  return round(100 * sum(scores) / len(scores), 2)
+
+
 def matchable(text: str) -> str:
   """Lower-cased words without accents, between single spaces, one at both ends: " x " in it finds whole words."""
   text = "".join(c for c in unicodedata.normalize("NFD", text.lower()) if unicodedata.category(c) != "Mn")

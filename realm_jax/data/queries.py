@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import Protocol
 
@@ -9,6 +10,7 @@ import numpy as np
 
 from realm_jax.batch import NO_PASSAGE, QueryBatch
 from realm_jax.data.draws import shuffled, uniform
+from realm_jax.data.masking import mask_tokens, random_span_mask, random_token_mask, span_mask
 from realm_jax.data.packing import Tokens, pack
 from realm_jax.data.passages import PassageStore
 from realm_jax.data.questions import Question
@@ -35,23 +37,14 @@ class SentenceSource:
 
   def draw(self, number_B: np.ndarray) -> QueryBatch:
     passage_id_B = self._passage_id[shuffled(self._seed, number_B, len(self._passage_id))]
-    begin_B = self._store.sentence_offset[passage_id_B].astype(np.int64)
-    num_sentences_B = self._store.sentence_offset[passage_id_B + 1].astype(np.int64) - begin_B
-    sentence_B = (uniform(self._seed, 1, number_B) * num_sentences_B).astype(np.int64)
-    sentence_B2 = _sentence_range(self._store, passage_id_B, sentence_B)
-    return _make_batch(
-      _body_range(self._store, passage_id_B, sentence_B2),
-      self._query_length,
-      self._max_masks,
-      self._vocabulary,
-      passage_id_B=passage_id_B,
-      sentence_B2=sentence_B2,
-      sentence_is_removed_B=uniform(self._seed, 2, number_B) < self._removal_rate,
+    batch, _ = draw_sentences(
+      self._store, passage_id_B, self._seed, number_B, self._query_length, self._max_masks, self._vocabulary
     )
+    return batch._replace(sentence_is_removed_B=uniform(self._seed, 2, number_B) < self._removal_rate)
 
 
 class MaskedSentenceSource:
-  """A sentence with one salient span masked (section 3.4 of Guu et al. 2020; rules in `masked_spans`)."""
+  """A sentence with one salient span masked (section 3.4 of Guu et al. 2020; rules in `maskable_spans`)."""
 
   def __init__(
     self,
@@ -110,7 +103,40 @@ class MaskedSentenceSource:
       sentence_is_removed_B=uniform(self._seed, 2, number_B) < self._removal_rate,
     )
     # + 1 for [CLS].
-    return mask_span(batch, first_B - sentence_B2[:, 0] + 1, end_B - sentence_B2[:, 0] + 1, self._vocabulary.mask_id)
+    is_masked_BQ = span_mask(batch, first_B - sentence_B2[:, 0] + 1, end_B - sentence_B2[:, 0] + 1)
+    return mask_tokens(batch, is_masked_BQ, self._vocabulary.mask_id)
+
+
+class RandomMaskSource:
+  """Any sentence, with a random span or random tokens masked: what the paper's ablation (its Table 2) compares with."""
+
+  def __init__(
+    self,
+    store: PassageStore,
+    masking: str,
+    *,
+    seed: int,
+    query_length: int,
+    max_masks: int,
+    removal_rate: float = 0.0,
+  ):
+    """masking is "random_span" or "random_token"; removal_rate as in MaskedSentenceSource."""
+    self._store, self._vocabulary, self._masking = store, store.vocabulary(), masking
+    self._seed, self._query_length, self._max_masks, self._removal_rate = seed, query_length, max_masks, removal_rate
+
+  def draw(self, number_B: np.ndarray) -> QueryBatch:
+    passage_id_B = shuffled(self._seed, number_B, len(self._store))
+    batch, sentence = draw_sentences(
+      self._store, passage_id_B, self._seed, number_B, self._query_length, self._max_masks, self._vocabulary
+    )
+    batch = batch._replace(sentence_is_removed_B=uniform(self._seed, 2, number_B) < self._removal_rate)
+    if self._masking == "random_token":
+      is_masked_BQ = random_token_mask(batch, seed=self._seed, number_B=number_B)
+    else:
+      is_continuation_V = self._vocabulary.is_continuation_V
+      is_cut_B = _is_cut_in_a_word(sentence, self._query_length - 2, is_continuation_V)
+      is_masked_BQ = random_span_mask(batch, is_cut_B, is_continuation_V, seed=self._seed, number_B=number_B)
+    return mask_tokens(batch, is_masked_BQ, self._vocabulary.mask_id)
 
 
 class QuestionSource:
@@ -133,11 +159,12 @@ class QuestionSource:
 
 def text_tokens(texts: Sequence[str], vocabulary: Vocabulary) -> Tokens:
   """Texts as rows of tokens."""
-  encodings = vocabulary.encode(texts)
-  num_tokens = np.array([len(e.token_id) for e in encodings], np.int64)
-  token_id = np.zeros((len(texts), max(1, num_tokens.max(initial=0))), np.int32)
-  for row, encoding in zip(token_id, encodings):
-    row[: len(encoding.token_id)] = encoding.token_id
+  ids = vocabulary.token_ids(texts)
+  num_tokens = np.fromiter(map(len, ids), np.int64, len(ids))
+  token_id = np.zeros((len(ids), max(1, num_tokens.max(initial=0))), np.int32)
+  # All at once: an array for each text takes as long as cutting it.
+  is_token = np.arange(token_id.shape[1]) < num_tokens[:, None]
+  token_id[is_token] = np.fromiter(itertools.chain.from_iterable(ids), np.int32, num_tokens.sum())
   return Tokens(token_id, np.zeros_like(num_tokens), num_tokens)
 
 
@@ -168,20 +195,30 @@ def recurs(store: PassageStore, passage_id_C: np.ndarray, span_C3: np.ndarray) -
   return recurs_C
 
 
-def mask_span(batch: QueryBatch, first_B: np.ndarray, end_B: np.ndarray, mask_id: int) -> QueryBatch:
-  """Replaces positions first to end - 1 by [MASK]; all are masked, the first M are predicted (section 1.5)."""
-  position_BQ = np.arange(batch.token_id_BQ.shape[1])[None, :]
-  is_masked_BQ = (position_BQ >= first_B[:, None]) & (position_BQ < end_B[:, None])
-  position_BM = first_B[:, None] + np.arange(batch.mask_position_BM.shape[1])
-  is_predicted_BM = position_BM < end_B[:, None]
-  position_BM = np.where(is_predicted_BM, position_BM, 0)
-  target_BM = np.take_along_axis(batch.token_id_BQ, position_BM, 1)
-  return batch._replace(
-    token_id_BQ=np.where(is_masked_BQ, np.int32(mask_id), batch.token_id_BQ),
-    mask_position_BM=position_BM.astype(np.int32),
-    mask_target_BM=np.where(is_predicted_BM, target_BM, 0).astype(np.int32),
-    mask_weight_BM=is_predicted_BM.astype(np.float32),
-  )
+def draw_sentences(
+  store: PassageStore,
+  passage_id_B: np.ndarray,
+  seed: int,
+  number_B: np.ndarray,
+  query_length: int,
+  max_masks: int,
+  vocabulary: Vocabulary,
+) -> tuple[QueryBatch, Tokens]:
+  """A random sentence of each passage: packed, and as it stands in the body."""
+  begin_B = store.sentence_offset[passage_id_B].astype(np.int64)
+  num_sentences_B = store.sentence_offset[passage_id_B + 1].astype(np.int64) - begin_B
+  sentence_B = (uniform(seed, 1, number_B) * num_sentences_B).astype(np.int64)
+  sentence_B2 = _sentence_range(store, passage_id_B, sentence_B)
+  tokens = _body_range(store, passage_id_B, sentence_B2)
+  fields = {"passage_id_B": passage_id_B, "sentence_B2": sentence_B2}
+  return _make_batch(tokens, query_length, max_masks, vocabulary, **fields), tokens
+
+
+def _is_cut_in_a_word(tokens: Tokens, room: int, is_continuation_V: np.ndarray) -> np.ndarray:
+  """Whether what follows the first `room` tokens is the rest of a word."""
+  next_R = np.minimum(tokens.start_R + room, tokens.token_id_RL.shape[1] - 1)
+  next_token_R = tokens.token_id_RL[np.arange(len(next_R)), next_R]
+  return (tokens.num_tokens_R > room) & is_continuation_V[next_token_R]
 
 
 def _sentence_range(store: PassageStore, passage_id_B: np.ndarray, sentence_B: np.ndarray) -> np.ndarray:

@@ -1,9 +1,9 @@
-"""The queries as seqio tasks: the only file, with the evaluators to come, that imports seqio and TensorFlow."""
+"""The queries as seqio tasks; the only file that imports seqio and TensorFlow at once, so it is imported late."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # before the import: TensorFlow greets with pages of warnings
 
@@ -14,18 +14,18 @@ import tensorflow as tf
 from realm_jax.batch import QueryBatch
 from realm_jax.data.queries import QuerySource
 
-# Drawn at a time: large enough that NumPy's call overhead vanishes, small against any batch's memory.
+# Single examples are drawn so many at a time: large enough that NumPy's call overhead vanishes.
 _CHUNK = 64
 
 _RANK = {"token_id_BQ": 1, "sentence_B2": 1, "mask_position_BM": 1, "mask_target_BM": 1, "mask_weight_BM": 1}
 _DTYPE = {"sentence_is_removed_B": tf.bool, "mask_weight_BM": tf.float32}
 
 
-class NumberedExamples(seqio.DataSource):
-  """The numbers from `first_example` on. A number names an example, so a stream starts anywhere at no cost."""
+class Numbers(seqio.DataSource):
+  """The numbers from `first` on. A number names an example or a step, so a stream starts anywhere at no cost."""
 
-  def __init__(self, first_example: int):
-    self._first_example = first_example
+  def __init__(self, first: int):
+    self._first = first
     super().__init__(splits=["train"], num_input_examples=None)
 
   @property
@@ -36,45 +36,103 @@ class NumberedExamples(seqio.DataSource):
     """Every `shard_info.num_shards`-th number; order and epochs belong to the drawing, not to the source."""
     del split, shuffle, seed, num_epochs
     shard = shard_info or seqio.ShardInfo(index=0, num_shards=1)
-    return tf.data.Dataset.range(self._first_example + shard.index, np.iinfo(np.int64).max, shard.num_shards)
+    return tf.data.Dataset.range(self._first + shard.index, np.iinfo(np.int64).max, shard.num_shards)
 
   def list_shards(self, split: str) -> list[str]:
     return [split]
 
 
 def make_task(name: str, source: QuerySource, *, first_example: int = 0) -> seqio.Task:
-  """A seqio task whose examples are rows of a QueryBatch, keyed by its field names."""
+  """A seqio task whose examples are rows of a QueryBatch, keyed by its field names; mixtures take such tasks."""
 
-  def draw(dataset: tf.data.Dataset) -> tf.data.Dataset:
-    example = source.draw(np.arange(1))
-    types = [_DTYPE.get(field, tf.int32) for field in QueryBatch._fields]
+  def draw_rows(dataset: tf.data.Dataset) -> tf.data.Dataset:
+    return dataset.batch(_CHUNK).map(_drawing(source)).unbatch()
 
-    def draw_chunk(number):
-      columns = tf.numpy_function(lambda n: list(source.draw(n)), [number], types)
-      for column, field in zip(columns, example):
-        column.set_shape((None, *field.shape[1:]))
-      return dict(zip(QueryBatch._fields, columns))
+  return seqio.Task(
+    name, source=Numbers(first_example), preprocessors=[draw_rows], output_features=_features(extra_rank=0)
+  )
 
-    return dataset.batch(_CHUNK).map(draw_chunk).unbatch()
 
-  features = {
+def make_batch_task(
+  name: str, source: QuerySource, *, batch_size: int, first_step: int = 0, share: tuple[int, int] = (0, 1)
+) -> seqio.Task:
+  """A seqio task whose examples are whole batches: a host's share of step t's numbers, t * batch_size and so on.
+
+  tf.data takes far longer to put single rows together than NumPy to draw them, so nothing is put together.
+
+  Raises:
+    ValueError: the batch can't be shared equally.
+  """
+  process_index, process_count = share
+  num_rows, rest = divmod(batch_size, process_count)
+  if rest or not num_rows:
+    raise ValueError(
+      f"a batch of {batch_size} can't be shared equally by {process_count} hosts; "
+      f"set batch_size to a multiple of {process_count}"
+    )
+  draw = _drawing(source)
+
+  def draw_batches(dataset: tf.data.Dataset) -> tf.data.Dataset:
+    row = process_index * num_rows + tf.range(num_rows, dtype=tf.int64)
+    return dataset.map(lambda step: draw(step * batch_size + row))
+
+  return seqio.Task(
+    name, source=Numbers(first_step), preprocessors=[draw_batches], output_features=_features(extra_rank=1)
+  )
+
+
+def query_batches(
+  name: str, source: QuerySource, *, batch_size: int, first_step: int = 0, share: tuple[int, int] = (0, 1)
+) -> Iterator[QueryBatch]:
+  """Endless batches from step `first_step` on; batch t holds the examples t * batch_size, ..., whatever came before.
+
+  Args:
+    name: of the task.
+    source: draws the examples.
+    batch_size: of all hosts together.
+    first_step: the first batch.
+    share: (process_index, process_count). Each host gets a contiguous part of every batch; the parts in the order of
+      the hosts are the batch.
+  """
+  task = make_batch_task(name, source, batch_size=batch_size, first_step=first_step, share=share)
+  dataset = task.get_dataset(sequence_length=None, split="train", shuffle=False, num_epochs=1)
+  options = tf.data.Options()
+  options.threading.private_threadpool_size = 2  # the steps need the cores
+  for example in dataset.prefetch(2).with_options(options).as_numpy_iterator():
+    yield QueryBatch(**{field: example[field] for field in QueryBatch._fields})
+
+
+def make_mixture(name: str, sources: Mapping[str, tuple[QuerySource, float]]) -> seqio.Mixture:
+  """A seqio mixture of {task name: (source, rate)}, for those who work with seqio.
+
+  It can start only from the beginning: how many examples of each task came before step t is known once they have been
+  drawn. `mixing.MixedSource` mixes by number, and so does training.
+  """
+  tasks = [(make_task(task_name, source), rate) for task_name, (source, rate) in sources.items()]
+  return seqio.Mixture(name, tasks)
+
+
+def _drawing(source: QuerySource) -> Callable[[tf.Tensor], dict[str, tf.Tensor]]:
+  """Example numbers [n] -> the fields of their QueryBatch."""
+  example = source.draw(np.arange(1))
+  types = [_DTYPE.get(field, tf.int32) for field in QueryBatch._fields]
+
+  def draw(number: tf.Tensor) -> dict[str, tf.Tensor]:
+    columns = tf.numpy_function(lambda n: list(source.draw(n)), [number], types)
+    for column, field in zip(columns, example):
+      column.set_shape((number.shape[0], *field.shape[1:]))
+    return dict(zip(QueryBatch._fields, columns))
+
+  return draw
+
+
+def _features(*, extra_rank: int) -> dict[str, seqio.Feature]:
+  return {
     field: seqio.Feature(
       seqio.PassThroughVocabulary(size=2**31 - 1),
       add_eos=False,
-      rank=_RANK.get(field, 0),
+      rank=_RANK.get(field, 0) + extra_rank,
       dtype=_DTYPE.get(field, tf.int32),
     )
     for field in QueryBatch._fields
   }
-  return seqio.Task(name, source=NumberedExamples(first_example), preprocessors=[draw], output_features=features)
-
-
-def query_batches(name: str, source: QuerySource, *, batch_size: int, first_step: int = 0) -> Iterator[QueryBatch]:
-  """Endless batches from step `first_step` on; batch t holds the examples t * batch_size, ..., whatever came before."""
-  task = make_task(name, source, first_example=first_step * batch_size)
-  dataset = task.get_dataset(sequence_length=None, split="train", shuffle=False, num_epochs=1)
-  dataset = dataset.batch(batch_size, drop_remainder=True).prefetch(2)
-  options = tf.data.Options()
-  options.threading.private_threadpool_size = 2  # the steps need the cores
-  for example in dataset.with_options(options).as_numpy_iterator():
-    yield QueryBatch(**{field: example[field] for field in QueryBatch._fields})

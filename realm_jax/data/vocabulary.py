@@ -71,6 +71,10 @@ class Vocabulary:
       for e in self._tokenizer.encode_batch(list(texts), add_special_tokens=False)
     ]
 
+  def token_ids(self, texts: Sequence[str]) -> list[list[int]]:
+    """Token ids alone, which take less time than `encode`."""
+    return [e.ids for e in self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)]
+
   def save(self, path) -> None:
     pathlib.Path(path).write_text("".join(t + "\n" for t in self.tokens), encoding="utf-8")
 

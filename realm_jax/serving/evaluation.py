@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 import numpy as np
 
-from realm_jax.data.answers import exact_match, f1_score, first_match, has_answer, matchable, regex_match
+from realm_jax.data.answers import first_match, has_answer, matchable, regex_scores, string_scores
 from realm_jax.data.passages import PassageStore
 from realm_jax.data.questions import Question
 from realm_jax.serving.open_qa import Answer
@@ -43,13 +43,10 @@ def evaluate_retrieval(
 
 def evaluate_answers(
   answers: Sequence[Answer], questions: Sequence[Question], *, regex: bool = False
-) -> dict[str, Any]:
+) -> dict[str, float]:
   """Exact match (by regular expression if `regex`) and F1 with the official normalisation, in percent."""
-  match: Callable[[str, Sequence[str]], bool] = regex_match if regex else exact_match
-  scores = {"exact_match": np.mean([match(a.text, q.answers) for a, q in zip(answers, questions, strict=True)])}
-  if not regex:  # F1 against a pattern means nothing
-    scores["f1"] = np.mean([f1_score(a.text, q.answers) for a, q in zip(answers, questions, strict=True)])
-  return {name: round(100 * float(value), 2) for name, value in scores.items()}
+  scores = regex_scores if regex else string_scores
+  return scores([q.answers for q in questions], [a.text for a in answers])
 
 
 def answerable(store: PassageStore, questions: Sequence[Question], *, regex: bool = False) -> list[Question]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -9,8 +10,9 @@ from ml_collections import ConfigDict
 
 from realm_jax.batch import QueryBatch
 from realm_jax.config import make_reader, make_retriever
+from realm_jax.data.mixing import masked_sentences
 from realm_jax.data.passages import PassageStore
-from realm_jax.data.queries import MaskedSentenceSource, QuerySource, QuestionSource, SentenceSource
+from realm_jax.data.queries import QuerySource, QuestionSource, SentenceSource
 from realm_jax.data.questions import read_questions
 from realm_jax.data.vocabulary import Vocabulary
 from realm_jax.index.retrieve import BatchAssembler, search
@@ -53,8 +55,10 @@ def make_stage(config: ConfigDict, store: PassageStore, vocabulary: Vocabulary) 
     )
 
   if config.stage == "mlm":
+    # The rest of a passage is at hand for the sentences of the corpus itself only, so that there is no mixture.
+    rates = {"removal_rate": 1.0 - config.null_rate, "recurring_rate": config.recurring_rate}
     return Stage(
-      MaskedSentenceSource(store, removal_rate=1.0 - config.null_rate, recurring_rate=config.recurring_rate, **draw),
+      masked_sentences(store, masking=config.masking, **rates, **draw),
       reading_objective(reader),
       needs_index=False,
       frozen=(),
@@ -70,13 +74,14 @@ def make_stage(config: ConfigDict, store: PassageStore, vocabulary: Vocabulary) 
       return assembler.masked_batch(queries, retrieved_id_BR, config.num_passages)
 
     objective = masked_word_objective(retriever, reader, per_example=config.marginalize_per_example)
-    return Stage(
-      MaskedSentenceSource(store, **draw), objective, needs_index=True, frozen=(), make_batch=make_masked_batch
-    )
+    source = masked_sentences(store, masking=config.masking, mixture=config.mixture, **draw)
+    return Stage(source, objective, needs_index=True, frozen=(), make_batch=make_masked_batch)
 
   if not config.questions:
-    raise ValueError("fine-tuning needs questions: set --config.questions to a jsonl file")
-  questions = read_questions(config.questions)
+    raise ValueError("fine-tuning needs questions: set --config.questions to a file, or to nq_open:train")
+  questions, _, skipped = read_questions(config.questions)
+  if skipped:
+    print(f"{config.questions}: skipped {skipped}", file=sys.stderr)
   _check_num_passages(config.num_passages, len(store), "num_passages")
   beam_size = min(config.beam_size, len(store))
 
