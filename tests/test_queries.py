@@ -15,6 +15,7 @@ from realm_jax.data.queries import (
   RandomMaskSource,
   SentenceSource,
   maskable_spans,
+  recurs,
   text_tokens,
 )
 from realm_jax.data.questions import Question
@@ -209,6 +210,27 @@ def test_positions_count_from_the_sentence(tmp_path):
   batch = MaskedSentenceSource(store, seed=0, query_length=3, max_masks=1).draw(np.arange(2))
   assert batch.token_id_BQ.tolist() == [[CLS, MASK, SEP]] * 2
   assert sorted(zip(batch.passage_id_B.tolist(), batch.mask_target_BM[:, 0].tolist())) == [(0, F), (2, H)]
+
+
+def test_recurring_spans_are_those_that_the_other_sentences_hold(tmp_path):
+  # Of b (again in C b), C, b, D e (only e is again in F e), e; and in the second passage nothing recurs.
+  spans = [(2, 3), (5, 6), (7, 8), (10, 13), (17, 18)]
+  store = write(tmp_path / "store", ("A b! C b! D e! F e!", spans), ("A b! C d!", [(0, 1)]))
+  span, _ = maskable_spans(store, 8)
+  assert recurs(store, np.array([0, 0, 0, 0, 0, 1]), span).tolist() == [True, False, True, False, True, False]
+
+  def targets(rate):
+    source = MaskedSentenceSource(store, seed=0, query_length=8, max_masks=1, recurring_rate=rate)
+    batch = source.draw(np.arange(400))
+    return batch.mask_target_BM[batch.passage_id_B == 0, 0]
+
+  assert set(targets(1.0)) == {B, E}
+  assert abs((targets(1.0) == B).mean() - 2 / 3) < 4 * (2 / 9 / 200) ** 0.5
+  assert set(targets(0.0)) == {B, C, D, E}
+  # Half of the queries take one of three, the other half one of all five.
+  is_recurring = 0.5 + 0.5 * 3 / 5
+  found = np.isin(targets(0.5), [B, E]).mean()
+  assert abs(found - is_recurring) < 4 * (is_recurring * (1 - is_recurring) / 200) ** 0.5
 
 
 def test_masked_queries_are_sentences_of_their_passage(sample_store):
