@@ -21,8 +21,8 @@ def paper_config(stage: str) -> ConfigDict:
   config.stage = stage  # ict, pretrain or finetune
   config.corpus = ""  # a passage store (realm build_corpus)
   config.questions = ""  # finetune: training questions, jsonl
-  config.init = ""  # start from: a run directory, or a directory with a BERT in HF's form (model.safetensors)
-  config.init_reader = ""  # start the reader from: a directory with a BERT; empty: from what init has
+  config.init = ""  # start from: a run directory, or weights: HF's directory or hub id, a TensorFlow checkpoint
+  config.init_reader = ""  # start the reader from: weights as above; empty: from what init has
   config.seed = 0
   config.num_steps = 200_000
   config.batch_size = 512
@@ -35,6 +35,7 @@ def paper_config(stage: str) -> ConfigDict:
   model.max_length = 512
   model.dropout_rate = 0.1
   model.layer_norm_epsilon = 1e-12
+  model.gelu_is_approximate = True  # its tanh form, as in Google's code; most BERTs at HF have the exact one
   model.retrieval_size = 128
   model.towers_are_shared = True
   model.projection_layer_norm_epsilon = 1e-12
@@ -123,5 +124,6 @@ def _bert_arguments(model: ConfigDict, vocab_size: int) -> FrozenDict:
     max_length=model.max_length,
     dropout_rate=model.dropout_rate,
     layer_norm_epsilon=model.layer_norm_epsilon,
+    gelu_is_approximate=model.gelu_is_approximate,
     dtype=jnp.dtype(model.dtype),
   )
