@@ -36,7 +36,12 @@ class Bert(nn.Module):
     self.dropout = nn.Dropout(self.dropout_rate)
     self.layers = [
       Layer(
-        self.num_heads, self.mlp_size, self.dropout_rate, self.layer_norm_epsilon, self.gelu_is_approximate, self.dtype,
+        self.num_heads,
+        self.mlp_size,
+        self.dropout_rate,
+        self.layer_norm_epsilon,
+        self.gelu_is_approximate,
+        self.dtype,
         name=f"layer_{i}",
       )
       for i in range(self.num_layers)

@@ -158,7 +158,7 @@ def _count(config: dict[str, Any], field: str, path: pathlib.Path, default: int 
 
 
 def _fraction(config: dict[str, Any], field: str, path: pathlib.Path, default: float | None = None) -> float:
-  value = config.get(field, default)
+  value: Any = config.get(field, default)
   if type(value) not in (int, float) or not 0 <= value < 1:
     raise WeightsError(f"{path} has {field}={value!r}, it should be a number from 0 to 1; get it again")
   return float(value)

@@ -130,6 +130,27 @@ def recognise(source: Tensors, system: str) -> Weights:
   return Weights(source.where, tensors, parts, _model(size, num_layers), block_emb, unused)
 
 
+def from_tree(where: str, params: Mapping[str, Any]) -> Weights:
+  """Our own parameters: {"retriever": ..., "reader": ...}."""
+  tensors = {}
+
+  def add(path: str, value: Any) -> None:
+    if isinstance(value, Mapping):
+      for name, child in value.items():
+        add(f"{path}/{name}" if path else name, child)
+    else:
+      tensors[path] = Tensor(value.shape, lambda: as_float32(value, path, where))
+
+  add("", params)
+  parts = {}
+  for network, (needed, optional) in names.PARTS_OF.items():
+    modules = {part: f"{network}/{names.PARTS[part][0].ours}/".format(n=0) for part in (*needed, *optional)}
+    found = tuple(part for part, module in modules.items() if any(path.startswith(module) for path in tensors))
+    if found:
+      parts[network] = found
+  return Weights(where, tensors, parts, {}, None, {})
+
+
 def with_shared_towers(weights: Weights) -> Weights:
   """HF writes a network that serves as both towers once or twice; here it is one."""
   passage = {ours: tensor for ours, tensor in weights.tensors.items() if ours.startswith(f"{names.PASSAGE_TOWER}/")}
