@@ -8,7 +8,7 @@ from safetensors.numpy import save_file
 from realm_jax.data.vocabulary import SPECIAL_TOKENS, Vocabulary
 
 VOCABULARY = Vocabulary([*SPECIAL_TOKENS, *"abcdefgh"], lowercase=True)  # 13 wordpieces
-V, E, F, L, D, W = 13, 6, 10, 9, 4, 3  # vocabulary, hidden, perceptron, positions, retrieval, span head
+V, E, F, L, D, W = 13, 6, 10, 9, 4, 7  # vocabulary, hidden, perceptron, positions, retrieval, span head
 CONFIG = {
   "vocab_size": V, "hidden_size": E, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": F,
   "max_position_embeddings": L, "hidden_act": "gelu", "model_type": "bert",

@@ -1,7 +1,7 @@
 """Run by an interpreter that has torch and transformers: HF's own models, and what they compute.
 
-  python hf_oracle.py make DIR         random models, a directory a class, with what each computes in outputs.npz
-  python hf_oracle.py check CLASS DIR  loads a directory: prints the keys that miss or are too many, and what it computes
+python hf_oracle.py make DIR         random models, a directory a class, with what each computes in outputs.npz
+python hf_oracle.py check CLASS DIR  loads a directory: prints the keys that miss or are too many, and what it computes
 """
 
 import json
@@ -107,7 +107,9 @@ def check(class_name, directory):
     extra = {"add_pooling_layer": False}
   model, info = getattr(transformers, class_name).from_pretrained(directory, output_loading_info=True, **extra)
   np.savez(directory / "outputs.npz", **compute(model.eval()))
-  print(json.dumps({key: sorted(map(str, info[key])) for key in ("missing_keys", "unexpected_keys", "mismatched_keys")}))
+  print(
+    json.dumps({key: sorted(map(str, info[key])) for key in ("missing_keys", "unexpected_keys", "mismatched_keys")})
+  )
 
 
 def keys_of(directory):

@@ -5,11 +5,11 @@ import os
 import subprocess
 import sys
 
+import hf_files as files
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-import hf_files as files
 from realm_jax.data.vocabulary import SPECIAL_TOKENS, Vocabulary
 from realm_jax.weights.hf import read_hf
 from realm_jax.weights.source import read_weights
@@ -127,7 +127,7 @@ def test_heads_land_where_they_belong(tmp_path):
     expected = tensors[name].T if found.ndim == 2 and "embeddings" not in name else tensors[name]
     np.testing.assert_array_equal(found, expected, err_msg=name)
   np.testing.assert_array_equal(weights.block_emb.read(slice(1, 3)), tensors["block_emb"][1:3])
-  assert weights.model["retrieval_size"] == 4 and weights.model["span_hidden_size"] == 3
+  assert weights.model["retrieval_size"] == 4 and weights.model["span_hidden_size"] == 7
   assert (weights.model["max_span_width"], weights.model["gelu_is_approximate"]) == (4, True)
 
 
@@ -229,7 +229,10 @@ NAN = np.where(np.arange(36).reshape(6, 6) == 7, np.nan, 1).astype(np.float32)
       files.random(1, files.bert_shapes("ctx_encoder.bert_model.") | files.bert_shapes("question_encoder.bert_model.")),
       "has more than one bert .*; give each a file of its own",
     ),
-    ({"h.0.attn.weight": np.ones(3, np.float32)}, r"has no network that is known here \(its tensors: 'h.0.attn.weight'"),
+    (
+      {"h.0.attn.weight": np.ones(3, np.float32)},
+      r"has no network that is known here \(its tensors: 'h.0.attn.weight'",
+    ),
     ({}, r"has no network that is known here \(its tensors: none"),
   ],
 )
@@ -304,7 +307,9 @@ def test_models_of_the_hub_come_by_their_id(tmp_path, monkeypatch):
   assert read_weights("somebody/bert-tiny").model["hidden_size"] == 6
   assert [hub_id for hub_id, _ in asked] == ["somebody/bert-tiny"]
   assert not any(pattern.endswith(".bin") for pattern in asked[0][1])
-  message = r"^no directory nobody/nothing, .* \(cannot reach the hub\); check the name, or get the files elsewhere \(hf"
+  message = (
+    r"^no directory nobody/nothing, .* \(cannot reach the hub\); check the name, or get the files elsewhere \(hf"
+  )
   with pytest.raises(WeightsError, match=message):
     read_weights("nobody/nothing")
   with pytest.raises(WeightsError, match="is a file; give the directory that it is in"):

@@ -67,9 +67,7 @@ def made(tmp_path_factory):
 def corpus(tmp_path_factory):
   """Seven passages, as many as the open-QA model has embeddings."""
   path = tmp_path_factory.mktemp("corpus") / "store"
-  build_passages(
-    SAMPLE_PASSAGES, path, vocabulary=VOCABULARY, passage_length=24, tagger=RuleTagger(), num_passages=7
-  )
+  build_passages(SAMPLE_PASSAGES, path, vocabulary=VOCABULARY, passage_length=24, tagger=RuleTagger(), num_passages=7)
   return path
 
 

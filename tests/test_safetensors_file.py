@@ -8,10 +8,10 @@ import tracemalloc
 import ml_dtypes
 import numpy as np
 import pytest
-from safetensors.numpy import load_file, save_file
-
 from hf_files import CONFIG, bert_shapes, write
 from hf_files import random as random_tensors
+from safetensors.numpy import load_file, save_file
+
 from realm_jax.weights.hf import read_hf
 from realm_jax.weights.safetensors_file import SafetensorsFile, ShardedSafetensors, write_safetensors
 from realm_jax.weights.tensors import WeightsError
@@ -91,7 +91,9 @@ def test_a_lying_file_is_refused(tmp_path, header, data, length, message):
 
 def test_other_files_are_refused(tmp_path):
   (tmp_path / "short").write_bytes(b"abc")
-  with pytest.raises(WeightsError, match=r"short has 3 bytes, its header alone should have .* or is no safetensors file"):
+  with pytest.raises(
+    WeightsError, match=r"short has 3 bytes, its header alone should have .* or is no safetensors file"
+  ):
     SafetensorsFile(tmp_path / "short")
   with pytest.raises(WeightsError, match=r"none can't be read \(No such file or directory\); check the path"):
     SafetensorsFile(tmp_path / "none")
@@ -166,7 +168,9 @@ def mutated(data: bytes, rng: random.Random) -> bytes:
     elif kind == 3:
       del data[begin : begin + rng.randint(1, 9)]
     elif kind == 4:
-      data[begin : begin + 1] = rng.choice([b"0", b"-1", b"9999999999999999999", b"1e9", b'"', b"}", b"[", b"NaN", b"\\"])
+      data[begin : begin + 1] = rng.choice(
+        [b"0", b"-1", b"9999999999999999999", b"1e9", b'"', b"}", b"[", b"NaN", b"\\"]
+      )
     else:
       data[begin:begin] = data[begin : begin + rng.randint(1, 200)]
   return bytes(data)
