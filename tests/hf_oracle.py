@@ -11,6 +11,7 @@ import sys
 import numpy as np
 import torch
 import transformers
+from safetensors import safe_open
 from transformers import BertConfig, RealmConfig, RealmEmbedder
 
 SIZES = {
@@ -113,8 +114,6 @@ def check(class_name, directory):
 
 
 def keys_of(directory):
-  from safetensors import safe_open
-
   with safe_open(directory / "model.safetensors", "pt") as file:
     return set(file.keys())
 

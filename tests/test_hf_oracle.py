@@ -24,6 +24,7 @@ from realm_jax.data.vocabulary import SPECIAL_TOKENS, Vocabulary
 from realm_jax.index.digest import tree_digest
 from realm_jax.index.params import restore_params
 from realm_jax.index.run_dir import RunDir
+from realm_jax.model.bert import Bert
 from realm_jax.weights.source import read_weights
 
 PYTHON = os.environ.get("REALM_ORACLE_PYTHON")
@@ -114,8 +115,10 @@ def test_we_compute_what_hf_computes(made, name):
         argument = (position, "masked_word_log_prob") if key == "log_prob" else (PACKED.segment_id == 1, "span_logit")
         found = make_reader(config.model, 60).apply(params, PACKED, argument[0], method=argument[1])
       elif key in ("hidden", "pooled"):
-        bert = make_retriever(config.model, 60).make_tower().clone(parent=None)
-        found = _bert_output(bert, tree["bert"]["encoder"], key)
+        bert, params = Bert(**make_retriever(config.model, 60).bert), {"params": tree["bert"]["encoder"]}
+        found = bert.apply(params, PACKED)
+        if key == "pooled":
+          found = bert.apply(params, found, method="pool")
       else:
         continue
       if key == "span_logit":  # HF leaves out the spans that we score at -10000
@@ -126,14 +129,6 @@ def test_we_compute_what_hf_computes(made, name):
       np.testing.assert_allclose(
         np.asarray(found)[is_token], expected[key].reshape(np.shape(found))[is_token], rtol=1e-4, atol=2e-5, err_msg=key
       )
-
-
-def _bert_output(tower, params, key):
-  from realm_jax.model.bert import Bert
-
-  bert = Bert(**tower.bert)
-  hidden = bert.apply({"params": params}, PACKED)
-  return hidden if key == "hidden" else bert.apply({"params": params}, hidden, method="pool")
 
 
 def test_open_qa_becomes_a_run_and_comes_back_to_the_bit(made, corpus, tmp_path):
