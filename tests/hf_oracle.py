@@ -2,6 +2,7 @@
 
 python hf_oracle.py make DIR         random models, a directory a class, with what each computes in outputs.npz
 python hf_oracle.py check CLASS DIR  loads a directory: prints the keys that miss or are too many, and what it computes
+  python hf_oracle.py embed DIR TEXTS  embeds a JSON list of texts as sentence-transformers does: mean, then length 1
 """
 
 import json
@@ -113,6 +114,16 @@ def check(class_name, directory):
   )
 
 
+@torch.no_grad()
+def embed(directory, texts):
+  tokenizer = transformers.AutoTokenizer.from_pretrained(directory)
+  model = transformers.AutoModel.from_pretrained(directory).eval()
+  inputs = tokenizer(texts, padding=True, return_tensors="pt")
+  is_token = inputs["attention_mask"][..., None]
+  mean = (model(**inputs).last_hidden_state * is_token).sum(1) / is_token.sum(1)
+  print(json.dumps(torch.nn.functional.normalize(mean).tolist()))
+
+
 def keys_of(directory):
   with safe_open(directory / "model.safetensors", "pt") as file:
     return set(file.keys())
@@ -121,5 +132,7 @@ def keys_of(directory):
 if __name__ == "__main__":
   if sys.argv[1] == "make":
     make(pathlib.Path(sys.argv[2]))
+  elif sys.argv[1] == "embed":
+    embed(sys.argv[2], json.loads(sys.argv[3]))
   else:
     check(sys.argv[2], pathlib.Path(sys.argv[3]))
