@@ -8,6 +8,7 @@ The input has {"id": ..., "title": ..., "text": ...} on each line, plain or comp
 
 from __future__ import annotations
 
+import pathlib
 import sys
 
 import tqdm
@@ -18,6 +19,7 @@ from realm_jax.data.build import build_passages, train_vocabulary
 from realm_jax.data.sample import SAMPLE_PASSAGES
 from realm_jax.data.spans import make_tagger
 from realm_jax.data.vocabulary import Vocabulary
+from realm_jax.weights.vocabulary_file import read_vocabulary
 
 
 def define_flags(values: flags.FlagValues) -> None:
@@ -28,7 +30,10 @@ def define_flags(values: flags.FlagValues) -> None:
     "passage_length", 288, "Wordpieces a passage, title and special tokens included.", 16, 512, flag_values=values
   )
   flags.DEFINE_bool("whole", False, "Each line is a ready passage: don't split it.", flag_values=values)
-  flags.DEFINE_string("vocab", None, "vocab.txt to use; without it one is learnt from the input.", flag_values=values)
+  flags.DEFINE_string(
+    "vocab", None, "vocab.txt to use, or a model's directory: its vocabulary and casing [learnt from the input].",
+    flag_values=values,
+  )  # fmt: skip
   flags.DEFINE_integer("vocab_size", 30_522, "Wordpieces to learn at most.", 100, 65_536, flag_values=values)
   flags.DEFINE_bool("lowercase", True, "Lower-case and strip accents, as uncased BERT does.", flag_values=values)
   flags.DEFINE_string(
@@ -44,7 +49,11 @@ def main(values: flags.FlagValues, positional: list[str]) -> None:
   if bool(values.input) == values.sample or positional:
     raise ValueError("give either --input=FILE.jsonl or --sample")
   input_path = SAMPLE_PASSAGES if values.sample else values.input
-  if values.vocab:
+  if values.vocab and pathlib.Path(values.vocab).is_dir():
+    vocabulary = read_vocabulary(pathlib.Path(values.vocab))
+    if vocabulary is None:
+      raise FileNotFoundError(f"{values.vocab} has neither vocab.txt nor tokenizer.json")
+  elif values.vocab:
     vocabulary = Vocabulary.load(values.vocab, lowercase=values.lowercase)
   else:
     print("learning a vocabulary ...", file=sys.stderr)

@@ -29,7 +29,7 @@ def paper_config(stage: str) -> ConfigDict:
   config.mixture = ""  # pretrain: where the sentences come from, "corpora/news:0.8,corpora/wiki:0.2"; empty: corpus
   config.masking = "salient_span"  # pretrain: or random_span, random_token
   config.questions = ""  # finetune: training questions, such as mine.jsonl:train or nq_open:train
-  config.init = ""  # start from: a run directory, or a directory with a BERT in HF's form (model.safetensors)
+  config.init = ""  # start from: a run directory, or weights: HF's directory or hub id, a TensorFlow checkpoint
   config.init_reader = ""  # start the reader from something else, of the same forms as init
   config.seed = 0
   config.num_steps = 200_000
@@ -43,6 +43,7 @@ def paper_config(stage: str) -> ConfigDict:
   model.max_length = 512
   model.dropout_rate = 0.1
   model.layer_norm_epsilon = 1e-12
+  model.gelu_is_approximate = True  # its tanh form, as in Google's code; most BERTs at HF have the exact one
   model.retrieval_size = 128
   model.towers_are_shared = True
   model.projection_layer_norm_epsilon = 1e-12
@@ -138,6 +139,7 @@ def _bert_arguments(model: ConfigDict, vocab_size: int) -> FrozenDict:
     max_length=model.max_length,
     dropout_rate=model.dropout_rate,
     layer_norm_epsilon=model.layer_norm_epsilon,
+    gelu_is_approximate=model.gelu_is_approximate,
     dtype=jnp.dtype(model.dtype),
     attention=model.attention,
     remat=model.remat,

@@ -14,7 +14,7 @@ _init = nn.initializers.truncated_normal(0.02)
 
 
 class Bert(nn.Module):
-  """Post-layer-norm transformer encoder with learned positions; GELU in its tanh form, as in the original.
+  """Post-layer-norm transformer encoder with learned positions.
 
   attention: "naive", the default because nothing is faster on a CPU, or an implementation of
     jax.nn.dot_product_attention: "xla", "cudnn" (GPUs, 16 bits). Those know no dropout of attention weights: where
@@ -30,6 +30,7 @@ class Bert(nn.Module):
   max_length: int = 512
   dropout_rate: float = 0.1
   layer_norm_epsilon: float = 1e-12
+  gelu_is_approximate: bool = True  # its tanh form, as in Google's BERT; HF's BERTs were trained on with the exact one
   dtype: jnp.dtype = jnp.float32
   attention: str = "naive"
   remat: bool = False
@@ -49,7 +50,13 @@ class Bert(nn.Module):
     layer = nn.remat(Layer, static_argnums=3) if self.remat else Layer  # 3: deterministic
     self.layers = [
       layer(
-        self.num_heads, self.mlp_size, self.dropout_rate, self.layer_norm_epsilon, self.dtype, self.attention,
+        self.num_heads,
+        self.mlp_size,
+        self.dropout_rate,
+        self.layer_norm_epsilon,
+        self.gelu_is_approximate,
+        self.dtype,
+        self.attention,
         name=f"layer_{i}",
       )
       for i in range(self.num_layers)
@@ -80,6 +87,7 @@ class Layer(nn.Module):
   mlp_size: int
   dropout_rate: float
   layer_norm_epsilon: float
+  gelu_is_approximate: bool
   dtype: jnp.dtype
   attention: str
 
@@ -109,7 +117,7 @@ class Layer(nn.Module):
     else:
       context = _attend_fused(query, key, value, is_token, self.attention).reshape(x.shape)
     x = add_and_normalize(x, dense(hidden_size, "attention_output")(context), "attention_layer_norm")
-    hidden = jax.nn.gelu(dense(self.mlp_size, "mlp_in")(x), approximate=True)
+    hidden = jax.nn.gelu(dense(self.mlp_size, "mlp_in")(x), approximate=self.gelu_is_approximate)
     return add_and_normalize(x, dense(hidden_size, "mlp_out")(hidden), "mlp_layer_norm")
 
 
@@ -127,13 +135,15 @@ class MaskedWordHead(nn.Module):
 
   vocab_size: int
   layer_norm_epsilon: float = 1e-12
+  gelu_is_approximate: bool = True
   dtype: jnp.dtype = jnp.float32
 
   @nn.compact
   def __call__(self, hidden: jax.Array, word_embedding_VE: jax.Array) -> jax.Array:
     """[..., E] -> float32 [..., V]."""
     x = nn.Dense(hidden.shape[-1], kernel_init=_init, dtype=self.dtype, name="transform")(hidden)
-    x = nn.LayerNorm(self.layer_norm_epsilon, dtype=self.dtype, name="layer_norm")(jax.nn.gelu(x, approximate=True))
+    x = jax.nn.gelu(x, approximate=self.gelu_is_approximate)
+    x = nn.LayerNorm(self.layer_norm_epsilon, dtype=self.dtype, name="layer_norm")(x)
     bias_V = self.param("bias", nn.initializers.zeros, (self.vocab_size,))
     logit = jnp.einsum("...e,ve->...v", x, word_embedding_VE.astype(self.dtype), preferred_element_type=jnp.float32)
     return jax.nn.log_softmax(logit + bias_V)

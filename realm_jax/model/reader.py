@@ -26,7 +26,12 @@ class Reader(nn.Module):
 
   def setup(self):
     self.encoder = Bert(**self.bert)
-    self.masked_word_head = MaskedWordHead(self.bert["vocab_size"], self.encoder.layer_norm_epsilon, self.encoder.dtype)
+    self.masked_word_head = MaskedWordHead(
+      self.bert["vocab_size"],
+      self.encoder.layer_norm_epsilon,
+      self.encoder.gelu_is_approximate,
+      self.encoder.dtype,
+    )
     self.span_head = SpanHead(self.span_hidden_size, self.max_span_width, self.span_layer_norm_epsilon)
 
   def __call__(self, joint: Packed, mask_position: jax.Array) -> tuple[jax.Array, jax.Array]:

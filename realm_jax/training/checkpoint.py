@@ -32,12 +32,26 @@ class Checkpoints:
         f"checkpoint {step} was not saved: {self._manager.directory} holds a newer one; use another --workdir"
       )
 
+  def save_params(self, step: int, params: Any) -> None:
+    """Saves parameters alone: to start from and to evaluate, not to train on."""
+    self._manager.save(
+      step,
+      args=ocp.args.Composite(
+        state=ocp.args.StandardSave({"params": params}), meta=ocp.args.JsonSave({"digest": None})
+      ),
+    )
+
   def newest_step(self) -> int | None:
     return self._manager.latest_step()
 
   def restore(self, abstract_state: TrainState) -> TrainState:
     """The newest checkpoint; raises ValueError if its bits are not what was saved."""
     step = self._manager.latest_step()
+    if self._manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))["meta"]["digest"] is None:
+      raise ValueError(
+        f"checkpoint {self._manager.directory}/{step} has no optimizer state: it was converted, not trained, and can't "
+        f"be resumed; start from it with --config.init={self._manager.directory.parent}, in another --workdir"
+      )
     item = self._manager.restore(
       step,
       args=ocp.args.Composite(state=ocp.args.StandardRestore(abstract_state._asdict()), meta=ocp.args.JsonRestore()),

@@ -1,54 +1,32 @@
-"""The parameters that a run starts from: random, another run's, or a BERT in HF's form."""
+"""The parameters that a run starts from: random, another run's, or weights from elsewhere."""
 
 from __future__ import annotations
 
-import pathlib
-import re
 from typing import Any
 
 import jax
 import numpy as np
 from ml_collections import ConfigDict
-from safetensors import safe_open
 
 from realm_jax.batch import Packed
 from realm_jax.config import STAGES, make_reader, make_retriever
 from realm_jax.data.vocabulary import Vocabulary
 from realm_jax.index.params import restore_params
 from realm_jax.index.run_dir import RunDir
-from realm_jax.model.retriever import passage_tower_params
-
-_HF_NAMES = (  # HF's name -> ours, in the tree of model.bert.Bert; a kernel is transposed
-  (r"embeddings\.(word|position|token_type)_embeddings\.weight", r"\1_embeddings/embedding"),
-  (r"embeddings\.LayerNorm\.(weight|bias|gamma|beta)", r"layer_norm/\1"),
-  (r"encoder\.layer\.(\d+)\.attention\.self\.(query|key|value)\.(weight|bias)", r"layer_\1/\2/\3"),
-  (r"encoder\.layer\.(\d+)\.attention\.output\.dense\.(weight|bias)", r"layer_\1/attention_output/\2"),
-  (
-    r"encoder\.layer\.(\d+)\.attention\.output\.LayerNorm\.(weight|bias|gamma|beta)",
-    r"layer_\1/attention_layer_norm/\2",
-  ),
-  (r"encoder\.layer\.(\d+)\.intermediate\.dense\.(weight|bias)", r"layer_\1/mlp_in/\2"),
-  (r"encoder\.layer\.(\d+)\.output\.dense\.(weight|bias)", r"layer_\1/mlp_out/\2"),
-  (r"encoder\.layer\.(\d+)\.output\.LayerNorm\.(weight|bias|gamma|beta)", r"layer_\1/mlp_layer_norm/\2"),
-  (r"pooler\.dense\.(weight|bias)", r"pooler/\1"),
-)
+from realm_jax.weights.recognition import Weights
+from realm_jax.weights.source import read_weights
 
 
 def initial_params(config: ConfigDict, vocabulary: Vocabulary) -> dict[str, Any]:
   """{"retriever": ..., "reader": ...}, as the stage holds them, from `config.init` as far as that has them."""
+  source, reader_source = _read(config.init, config, vocabulary), _read(config.init_reader, config, vocabulary)
   # Compiled as one program: op by op, even a tiny model takes seconds.
   params = jax.jit(lambda: _random_params(config, len(vocabulary)))()
-  if config.init:
-    params = _from(config.init, params, vocabulary)
-  if config.init_reader and "reader" in params:
-    params |= _from(config.init_reader, {"reader": params["reader"]}, vocabulary)
+  if source:
+    params = _adopt(source, params, config.init)
+  if reader_source and "reader" in params:
+    params |= _adopt(reader_source, {"reader": params["reader"]}, config.init_reader)
   return params
-
-
-def _from(path: str, params: dict[str, Any], vocabulary: Vocabulary) -> dict[str, Any]:
-  if RunDir(path).config.exists():
-    return _from_run(path, params)
-  return _from_bert(pathlib.Path(path), params, vocabulary)
 
 
 def abstract_params(config: ConfigDict, vocab_size: int) -> dict[str, Any]:
@@ -68,69 +46,68 @@ def _random_params(config: ConfigDict, vocab_size: int) -> dict[str, Any]:
   return {name: init[name]() for name in STAGES[config.stage]}
 
 
-def _from_run(run: str, params: dict[str, Any]) -> dict[str, Any]:
-  """Takes the other run's networks; one that it lacks takes the other's encoder, a shared tower is copied to both."""
-  _, source = restore_params(RunDir(run))
-  if "retriever" in params and "retriever" not in source:
-    raise ValueError(f"{run} holds no retriever, only {', '.join(source)}; give it as --config.init_reader")
-  if "reader" in params and "reader" not in source:
-    # After ICT only the retriever exists. The reader's encoder starts from the query tower's: both read text.
-    source["reader"] = params["reader"] | {"encoder": _without_pooler(source["retriever"]["query_tower"]["encoder"])}
-  source = {name: source[name] for name in params}
-  if "passage_tower" in params.get("retriever", ()):
-    source["retriever"]["passage_tower"] = passage_tower_params(source["retriever"])
-  elif "passage_tower" in source.get("retriever", ()):
-    raise ValueError(f"{run} has two towers; set --config.model.towers_are_shared=False to start from it")
-  _check_shapes(source, params, run)
-  return source
-
-
-def _from_bert(path: pathlib.Path, params: dict[str, Any], vocabulary: Vocabulary) -> dict[str, Any]:
-  """BERT's weights for every encoder of ours; heads and projections stay random."""
-  if not (path / "model.safetensors").is_file():
-    raise FileNotFoundError(
-      f"{path} is neither a run directory (config.json) nor a BERT (model.safetensors with vocab.txt)"
-    )
-  theirs = Vocabulary.load(path / "vocab.txt", lowercase=vocabulary.lowercase)
-  if theirs.digest != vocabulary.digest:
+def _read(path: str, config: ConfigDict, vocabulary: Vocabulary) -> dict[str, Any]:
+  """A run's parameters, or weights of the config's model and the corpus' vocabulary; nothing from no path."""
+  if not path:
+    return {}
+  run_dir = RunDir(path)
+  if run_dir.config.exists() and "stage" in run_dir.read_config():  # HF's directories have a config.json too
+    return restore_params(run_dir)[1]
+  weights = read_weights(path)
+  if weights.vocabulary is None:
+    raise ValueError(f"{path} has no vocabulary; put its vocab.txt there, so that it can be compared with the corpus'")
+  if weights.vocabulary.digest != vocabulary.digest:
     raise ValueError(
-      f"the corpus has another vocabulary ({len(vocabulary)} wordpieces) than {path} ({len(theirs)}); "
-      f"build the corpus with --vocab={path / 'vocab.txt'}"
+      f"the corpus has another vocabulary ({_describe(vocabulary)}) than {path} ({_describe(weights.vocabulary)}); "
+      f"build the corpus with --vocab={path}"
     )
-  encoder = read_bert(path / "model.safetensors")
+  _check_model(weights, config.model)
+  return weights.tree()
+
+
+def _describe(vocabulary: Vocabulary) -> str:
+  return f"{len(vocabulary)} wordpieces, {'uncased' if vocabulary.lowercase else 'cased'}"
+
+
+def _check_model(weights: Weights, model: ConfigDict) -> None:
+  """How often something is dropped in training is the config's own choice, all else must be as in the weights."""
+  told = {field: value for field, value in weights.model.items() if field in model and "dropout" not in field}
+  different = {field: value for field, value in told.items() if model[field] != value}
+  if different:
+    field, value = next(iter(different.items()))
+    flags = " ".join(f"--config.model.{field}={value}" for field, value in different.items())
+    raise ValueError(f"{weights.where} has {field}={value}, the config {model[field]}; set {flags}")
+
+
+def _adopt(source: dict[str, Any], params: dict[str, Any], where: str) -> dict[str, Any]:
+  """Takes the source's parameters; a part that it lacks stays random, a shared tower is copied to both."""
+  bert, towers = source.get("bert", {}), source.get("retriever", {})
+  query_tower = towers.get("query_tower") or {name: bert[name] for name in bert if name == "encoder"}
   result = {}
   if "retriever" in params:
-    result["retriever"] = {name: tower | {"encoder": encoder} for name, tower in params["retriever"].items()}
+    if not query_tower:
+      raise ValueError(f"{where} holds no retriever, only {', '.join(source)}; give it as --config.init_reader")
+    if "passage_tower" in towers and "passage_tower" not in params["retriever"]:
+      raise ValueError(f"{where} has two towers; set --config.model.towers_are_shared=False to start from it")
+    adopted = {"query_tower": query_tower, "passage_tower": towers.get("passage_tower", query_tower)}
+    result["retriever"] = {name: _replace(tower, adopted[name]) for name, tower in params["retriever"].items()}
   if "reader" in params:
-    result["reader"] = params["reader"] | {"encoder": _without_pooler(encoder)}
-  _check_shapes(result, params, str(path))
+    # After ICT only the retriever exists. The reader's encoder starts from the query tower's: both read text.
+    reader = source.get("reader") or bert or {"encoder": query_tower["encoder"]}
+    result["reader"] = _replace(params["reader"], reader | {"encoder": _without_pooler(reader["encoder"])})
+  _check_shapes(result, params, where)
   return result
+
+
+def _replace(params: dict[str, Any], source: dict[str, Any]) -> dict[str, Any]:
+  """Encoder and heads, each whole; but an encoder may come without its pooler."""
+  pooler = {name: value for name, value in params["encoder"].items() if name == "pooler"}
+  return params | source | ({"encoder": pooler | source["encoder"]} if "encoder" in source else {})
 
 
 def _without_pooler(encoder: dict[str, Any]) -> dict[str, Any]:
   """The reader pools nothing."""
   return {name: value for name, value in encoder.items() if name != "pooler"}
-
-
-def read_bert(path: pathlib.Path) -> dict[str, Any]:
-  """HF's BertModel in safetensors -> our encoder's parameters; a prefix "bert." is left out, other tensors too."""
-  tree: dict[str, Any] = {}
-  with safe_open(path, "np") as file:
-    for name in file.keys():
-      for pattern, ours in _HF_NAMES:
-        if match := re.fullmatch(rf"(?:bert\.)?{pattern}", name):
-          _place(tree, match.expand(ours).split("/"), file.get_tensor(name).astype(np.float32))
-  return tree
-
-
-def _place(tree: dict[str, Any], path: list[str], value: np.ndarray) -> None:
-  *parents, leaf = path
-  leaf = {"gamma": "weight", "beta": "bias"}.get(leaf, leaf)  # so in bert-base-uncased
-  if leaf == "weight":
-    leaf, value = ("scale", value) if value.ndim == 1 else ("kernel", np.ascontiguousarray(value.T))
-  for parent in parents:
-    tree = tree.setdefault(parent, {})
-  tree[leaf] = value
 
 
 def _check_shapes(source: dict[str, Any], params: dict[str, Any], path: str) -> None:

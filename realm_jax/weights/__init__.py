@@ -1,0 +1,1 @@
+"""Parameters in other systems' files, and back: HF, TensorFlow, torch."""
