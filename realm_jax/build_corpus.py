@@ -8,7 +8,6 @@ The input has {"id": ..., "title": ..., "text": ...} on each line, plain or comp
 
 from __future__ import annotations
 
-import pathlib
 import sys
 
 import tqdm
@@ -19,6 +18,7 @@ from realm_jax.data.build import build_passages, train_vocabulary
 from realm_jax.data.sample import SAMPLE_PASSAGES
 from realm_jax.data.spans import make_tagger
 from realm_jax.data.vocabulary import Vocabulary
+from realm_jax.weights.source import locate
 from realm_jax.weights.vocabulary_file import read_vocabulary
 
 
@@ -31,7 +31,7 @@ def define_flags(values: flags.FlagValues) -> None:
   )
   flags.DEFINE_bool("whole", False, "Each line is a ready passage: don't split it.", flag_values=values)
   flags.DEFINE_string(
-    "vocab", None, "vocab.txt to use, or a model's directory: its vocabulary and casing [learnt from the input].",
+    "vocab", None, "vocab.txt, a model's directory or realm-tiny: its vocabulary and casing [learnt from the input].",
     flag_values=values,
   )  # fmt: skip
   flags.DEFINE_integer("vocab_size", 30_522, "Wordpieces to learn at most.", 100, 65_536, flag_values=values)
@@ -49,8 +49,8 @@ def main(values: flags.FlagValues, positional: list[str]) -> None:
   if bool(values.input) == values.sample or positional:
     raise ValueError("give either --input=FILE.jsonl or --sample")
   input_path = SAMPLE_PASSAGES if values.sample else values.input
-  if values.vocab and pathlib.Path(values.vocab).is_dir():
-    vocabulary = read_vocabulary(pathlib.Path(values.vocab))
+  if values.vocab and locate(values.vocab).is_dir():
+    vocabulary = read_vocabulary(locate(values.vocab))
     if vocabulary is None:
       raise FileNotFoundError(f"{values.vocab} has neither vocab.txt nor tokenizer.json")
   elif values.vocab:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax.numpy as jnp
 from flax.core import FrozenDict
 from ml_collections import ConfigDict
@@ -104,6 +106,22 @@ def paper_config(stage: str) -> ConfigDict:
   elif stage != "pretrain":
     raise ValueError(f"unknown stage {stage!r}; the stages are {', '.join(STAGES)}")
   return config.lock()
+
+
+def stored_config(stored: dict[str, Any]) -> ConfigDict:
+  """The config of a run directory; fields that are younger than the run have their default.
+
+  Raises:
+    ValueError: a field that this version doesn't know.
+  """
+  config = paper_config(stored["stage"])
+  try:
+    config.update(stored)
+  except (KeyError, AttributeError, TypeError) as error:
+    raise ValueError(
+      f"the run's config.json doesn't fit this version of realm_jax ({error}); use the one that made it"
+    ) from error
+  return config
 
 
 def make_retriever(model: ConfigDict, vocab_size: int) -> Retriever:

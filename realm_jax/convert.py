@@ -21,7 +21,7 @@ from absl import flags
 from ml_collections import ConfigDict
 
 from realm_jax import cli
-from realm_jax.config import paper_config
+from realm_jax.config import paper_config, stored_config
 from realm_jax.data.passages import PassageStore
 from realm_jax.index import snapshot as snapshots
 from realm_jax.index.digest import tree_digest
@@ -31,6 +31,7 @@ from realm_jax.index.tower_export import TowerWriter
 from realm_jax.model.retriever import passage_tower_params
 from realm_jax.training.checkpoint import Checkpoints
 from realm_jax.weights import names
+from realm_jax.weights.compact import compact
 from realm_jax.weights.hf_export import write_hf
 from realm_jax.weights.recognition import BLOCK_EMB, Embeddings, Weights, from_tree
 from realm_jax.weights.source import merge, read_weights
@@ -46,7 +47,10 @@ def define_flags(values: flags.FlagValues) -> None:
     required=True, flag_values=values,
   )  # fmt: skip
   flags.DEFINE_string("output", None, "Directory to write; it must not exist.", required=True, flag_values=values)
-  flags.DEFINE_enum("to", None, ["realm", "hf"], "What to write.", required=True, flag_values=values)
+  flags.DEFINE_enum(
+    "to", None, ["realm", "hf", "compact"], "What to write; compact is hf in a quarter of the size, for --config.init.",
+    required=True, flag_values=values,
+  )  # fmt: skip
   flags.DEFINE_string("corpus", None, "With --to=realm: the passage store of the run.", flag_values=values)
 
 
@@ -62,8 +66,12 @@ def main(values: flags.FlagValues, positional: list[str]) -> None:
   scratch = output.with_name(f".{output.name}.writing-{uuid.uuid4().hex[:8]}")
   scratch.mkdir(parents=True)
   try:
-    if values.to == "hf":
-      written = [f"{output / below}: {name}" for below, name in write_hf(scratch, weights).items()]
+    if values.to != "realm":
+      classes = write_hf(scratch, weights)
+      if values.to == "compact":
+        for below in classes:
+          compact(scratch / below)
+      written = [f"{output / below}: {name}" for below, name in classes.items()]
     else:
       store = PassageStore(values.corpus)
       weights = _without_foreign_index(weights, store)
@@ -83,7 +91,7 @@ def _read(name: str) -> Weights:
 
 def _read_run(run_dir: RunDir) -> Weights:
   """A run's newest checkpoint, with its index if that was made by the same parameters."""
-  config = ConfigDict(run_dir.read_config())
+  config = stored_config(run_dir.read_config())
   step, params = restore_params(run_dir)
   store = PassageStore(config.corpus)
   weights = from_tree(f"{run_dir.path} (step {step})", params)

@@ -12,10 +12,9 @@ import sys
 
 import tqdm
 from absl import flags
-from ml_collections import ConfigDict
 
 from realm_jax import cli
-from realm_jax.config import make_tower
+from realm_jax.config import make_tower, stored_config
 from realm_jax.data.passages import PassageStore
 from realm_jax.index.refresh import follow
 from realm_jax.index.run_dir import RunDir
@@ -32,7 +31,7 @@ def main(values: flags.FlagValues, positional: list[str]) -> None:
   if positional:
     raise ValueError(f"unexpected {positional[0]!r}")
   run_dir = RunDir(values.workdir)
-  config = ConfigDict(run_dir.read_config(timeout=600.0 if values.timeout is None else values.timeout))
+  config = stored_config(run_dir.read_config(timeout=600.0 if values.timeout is None else values.timeout))
   store = PassageStore(config.corpus)
   num_published = follow(
     run_dir,

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import pytest
 
 from realm_jax import config as config_module
-from realm_jax.config import STAGES, make_reader, make_retriever, make_tower, paper_config
+from realm_jax.config import STAGES, make_reader, make_retriever, make_tower, paper_config, stored_config
 
 ROOT = pathlib.Path(__file__).parent.parent
 CONFIGS = sorted((ROOT / "configs").glob("*.py"))
@@ -68,6 +68,17 @@ def test_models_take_the_configs_type_attention_and_remat():
 def test_an_unknown_stage_is_named():
   with pytest.raises(ValueError, match=r"^unknown stage 'ist'; the stages are ict, mlm, pretrain, finetune$"):
     paper_config("ist")
+
+
+def test_a_run_of_an_older_version_takes_defaults_for_younger_fields():
+  stored = paper_config("ict").to_dict()
+  stored["model"]["hidden_size"] = 64
+  del stored["model"]["remat"]
+  config = stored_config(stored)
+  assert (config.model.hidden_size, config.model.remat, config.num_steps) == (64, False, 100_000)
+  stored["model"]["depth"] = 3
+  with pytest.raises(ValueError, match=r"config.json doesn't fit this version of realm_jax .*depth"):
+    stored_config(stored)
 
 
 def test_the_papers_values_stand():

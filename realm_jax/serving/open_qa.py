@@ -11,7 +11,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from realm_jax.batch import QueryBatch
-from realm_jax.config import make_reader, make_retriever
+from realm_jax.config import make_reader, make_retriever, stored_config
 from realm_jax.data.passages import PassageStore
 from realm_jax.data.queries import QuestionSource
 from realm_jax.data.questions import Question
@@ -64,7 +64,7 @@ class OpenQA:
       SnapshotError: the index was not made by this run's passage tower.
     """
     run_dir = RunDir(workdir)
-    config = ConfigDict(run_dir.read_config())
+    config = stored_config(run_dir.read_config())
     store = PassageStore(config.corpus)
     step, params = restore_params(run_dir)
     versions = run_dir.snapshot_versions()

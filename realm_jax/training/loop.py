@@ -9,7 +9,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from realm_jax.config import STAGES
+from realm_jax.config import STAGES, stored_config
 from realm_jax.data.passages import PassageStore
 from realm_jax.data.vocabulary import Vocabulary
 from realm_jax.index.run_dir import RunDir
@@ -91,7 +91,7 @@ def train(config: ConfigDict, run_dir: RunDir, *, log: Callable[[str], None] = p
 
 def claim_run_dir(config: ConfigDict, run_dir: RunDir) -> None:
   """Stores the config; a run directory that has one takes only changes that leave the steps made as they were."""
-  stored = _flatten(run_dir.read_config()) if run_dir.config.exists() else None
+  stored = _flatten(stored_config(run_dir.read_config()).to_dict()) if run_dir.config.exists() else None
   now = _flatten(config.to_dict())
   if stored is not None:
     different = [k for k in sorted(stored | now) if stored.get(k) != now.get(k) and k not in _FREE_FIELDS]

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from realm_jax.weights import names
+from realm_jax.weights.compact import CompactTensors, is_compact
 from realm_jax.weights.recognition import Weights, recognise, with_shared_towers
 from realm_jax.weights.safetensors_file import SafetensorsFile, ShardedSafetensors, read_json
 from realm_jax.weights.tensors import Tensors, WeightsError
@@ -69,7 +70,8 @@ def _open(directory: pathlib.Path) -> Tensors:
     raise WeightsError(f"{unfinished[0]} is half a download; finish it, or delete the file if the rest is whole")
   single, index, torch_single, torch_index = (directory / name for name in _WEIGHTS)
   if single.is_file():
-    return SafetensorsFile(single)
+    file = SafetensorsFile(single)
+    return CompactTensors(file) if is_compact(file) else file
   if index.is_file():
     return ShardedSafetensors(index)
   if torch_single.is_file():

@@ -16,15 +16,21 @@ from realm_jax.weights.tensors import WeightsError
 # Below a directory, where one class of HF's can't hold all networks of ours; the order matters, see `merge`.
 EMBEDDER, ENCODER, PASSAGE_EMBEDDER = "embedder", "encoder", "passage_embedder"
 _DIRECTORIES = (EMBEDDER, ENCODER, PASSAGE_EMBEDDER)
+_OWN = {"realm-tiny": pathlib.Path(__file__).with_name("tiny")}  # what comes with this package
+
+
+def locate(name: str) -> pathlib.Path:
+  """The path that a name means: "realm-tiny" is the small model that comes with this package."""
+  return _OWN.get(name, pathlib.Path(name).expanduser())
 
 
 def read_weights(name: str) -> Weights:
-  """Opens a directory in HF's form, a TensorFlow checkpoint, or a model of the hub.
+  """Opens a directory in HF's form, a TensorFlow checkpoint, a model of the hub, or our own "realm-tiny".
 
   Raises:
     WeightsError: what is there can't be read, in whole or in part.
   """
-  path = pathlib.Path(name).expanduser()
+  path = locate(name)
   if (prefix := find_prefix(path)) is not None:
     return read_tensorflow(prefix)
   if not path.exists() and is_hub_id(name):
