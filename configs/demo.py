@@ -10,7 +10,7 @@ from realm_jax.config import paper_config
 def get_config(stage):
   config = paper_config(stage)
   config.corpus = "runs/demo/corpus"
-  config.model.update(hidden_size=128, num_layers=2, num_heads=2, mlp_size=512, span_hidden_size=64)
+  config.model.update(hidden_size=128, num_layers=2, num_heads=2, mlp_size=512)
   config.model.dropout_rate = 0.0
   config.model.embedding_dropout_rate = 0.0
   config.optimizer.corrects_bias = True  # without it, short runs start with steps that are too large

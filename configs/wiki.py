@@ -1,4 +1,4 @@
-"""The loop on 20,000 passages of Wikipedia from BERT-tiny: --config=configs/wiki.py:STAGE with ict, mlm or pretrain.
+"""The loop on 20,000 passages of Wikipedia from BERT-tiny: --config=configs/wiki.py:STAGE.
 
 What docs/results.md reports, run by launch/wiki_results.sh. Set --config.corpus, --config.init (a BERT-tiny in HF form
 for ict and mlm, the ICT run for pretrain) and, for pretrain, --config.init_reader (the mlm run).
@@ -33,4 +33,10 @@ def get_config(stage):
     config.optimizer.warmup_steps = 40
     config.index.export_every = 100
     config.checkpoint.every = 100
+  else:  # the small model that comes with the package, see launch/tiny_model.sh
+    config.update(num_steps=1500, batch_size=16, num_passages=3, beam_size=100)
+    config.query_length, config.joint_length = 64, 240
+    config.optimizer.learning_rate = 5e-4
+    config.optimizer.warmup_steps = 75
+    config.index.export_every = 100_000  # the passage tower is frozen: its first export is the last
   return config

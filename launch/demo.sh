@@ -36,14 +36,14 @@ train_with_indexer() {
 
 questions=realm_jax/data/sample
 stage "build_corpus: the sample encyclopedia -> passages, a vocabulary, salient spans"
-realm build_corpus --sample --output="$demo/corpus" --passage_length=176 --vocab_size=6000
+realm build_corpus --sample --output="$demo/corpus" --passage_length=176 --vocab=realm-tiny
 
 stage "ict: the retriever learns which passage a sentence came from (inverse cloze task)"
-realm train --config=configs/demo.py:ict --config.corpus="$demo/corpus" --workdir="$demo/ict"
+realm train --config=configs/demo.py:ict --config.corpus="$demo/corpus" --config.init=realm-tiny --workdir="$demo/ict"
 realm refresh_index --workdir="$demo/ict" --once --quiet
 
 stage "pretrain: fill in masked names and dates with the help of retrieved passages; a second process refreshes the index"
-train_with_indexer pretrain "$demo/pretrain" --config.init="$demo/ict"
+train_with_indexer pretrain "$demo/pretrain" --config.init="$demo/ict" --config.init_reader=realm-tiny
 
 stage "finetune: answer questions; the passages' embeddings stay as they are"
 train_with_indexer finetune "$demo/finetune" --config.init="$demo/pretrain" --config.questions="$questions/questions.train.jsonl"

@@ -12,6 +12,7 @@ RNG = np.random.default_rng(0)
 MATRIX = RNG.normal(0, [[1.0], [1e-3], [30.0]], (3, 50)).astype(np.float32)
 TENSORS = {
   "a.weight": np.concatenate([MATRIX, np.zeros((1, 50), np.float32)]),  # a row of zeros has no scale
+  "zero.bias": np.zeros(2, np.float32),  # where training begins, so it stays
   "a.bias": RNG.normal(size=50).astype(np.float32),
   "unused.weight": np.zeros((4, 4), np.float32),
   "cls.predictions.decoder.weight": MATRIX,
@@ -30,7 +31,7 @@ def test_rows_are_off_by_half_a_step_at_most(directory):
   file = SafetensorsFile(directory / "model.safetensors")
   assert is_compact(file)
   tensors = CompactTensors(file)
-  assert tensors.shapes == {"a.weight": (4, 50), "a.bias": (50,)}
+  assert tensors.shapes == {"a.weight": (4, 50), "zero.bias": (2,), "a.bias": (50,)}
   np.testing.assert_array_equal(tensors.read("a.bias"), TENSORS["a.bias"])
   read, largest = tensors.read("a.weight"), np.abs(TENSORS["a.weight"]).max(1, keepdims=True)
   assert (np.abs(read - TENSORS["a.weight"]) <= largest / 127 / 2 * (1 + 1e-5)).all()
@@ -40,7 +41,7 @@ def test_rows_are_off_by_half_a_step_at_most(directory):
 
 def test_it_takes_a_quarter(directory):
   stored = load_file(directory / "model.safetensors")
-  assert sum(x.nbytes for x in stored.values()) == 4 * 50 + 4 * 4 + 50 * 4
+  assert sum(x.nbytes for x in stored.values()) == 4 * 50 + 4 * 4 + 52 * 4
   assert sorted(path.name for path in directory.iterdir()) == ["model.safetensors"]
 
 

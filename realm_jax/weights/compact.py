@@ -20,17 +20,19 @@ def compact(directory: pathlib.Path) -> None:
 
   Matrices become int8 rows times the row's scale, so that a number is off by at most half of 1/127 of its row's
   largest. Left out are the passages' embeddings, which belong to a corpus, and what HF's classes have and the model has
-  not: zeros, and copies of the word embeddings.
+  not: matrices of zeros, and copies of the word embeddings.
   """
   path = directory / "model.safetensors"
   source = SafetensorsFile(path)
   tensors: dict[str, np.ndarray] = {}
   for name in source.shapes:
     value = source.read(name)
-    if name == BLOCK_EMB or name.endswith("cls.predictions.decoder.weight") or not value.any():
+    if name == BLOCK_EMB or name.endswith("cls.predictions.decoder.weight"):
       continue
     if value.ndim != 2:
       tensors[name] = value
+      continue
+    if not value.any():
       continue
     scale = np.abs(value).max(1, keepdims=True).astype(np.float32) / 127
     tensors[name + _SCALE] = scale
