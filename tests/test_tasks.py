@@ -83,11 +83,11 @@ def any_source(request, sample_store):
 
 
 def test_hosts_together_are_one_host_after_any_resume(any_source):
-  """Every kind, masking and mixture: order and masks depend on seed and step alone."""
+  """Order and masks depend on seed and step alone, for every kind, masking and mixture."""
   whole = take(any_source, 4, batch_size=16)
   for t, batch in enumerate(whole):
     equal(batch, any_source.draw(np.arange(16 * t, 16 * t + 16)))
-  for count, first_step in ((1, 3), (2, 0), (2, 2), (8, 1)):
+  for count, first_step in ((1, 1), (2, 2), (8, 3)):
     options = {"batch_size": 16, "first_step": first_step}
     hosts = [take(any_source, 4 - first_step, share=(index, count), **options) for index in range(count)]
     for t, parts in enumerate(zip(*hosts, strict=True), first_step):
