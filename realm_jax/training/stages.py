@@ -45,6 +45,9 @@ def make_stage(config: ConfigDict, store: PassageStore, vocabulary: Vocabulary) 
   if longest > config.model.max_length:
     raise ValueError(f"inputs of {longest} tokens don't fit model.max_length={config.model.max_length}; raise it")
 
+  if config.mixture and config.stage != "pretrain":
+    raise ValueError(f"a mixture is for the stage pretrain; leave config.mixture empty for {config.stage}")
+
   if config.stage == "ict":
     return Stage(
       SentenceSource(store, removal_rate=config.removal_rate, **draw),
