@@ -37,6 +37,7 @@ def get_config(stage):
     config.update(num_steps=1500, batch_size=16, num_passages=3, beam_size=100)
     config.query_length, config.joint_length = 64, 240
     config.optimizer.learning_rate = 5e-4
+    config.optimizer.retriever_scale = 0.0  # here the reader learns; the retriever stays one tower
     config.optimizer.warmup_steps = 75
-    config.index.export_every = 100_000  # the passage tower is frozen: its first export is the last
+    config.index.export_every = 100_000
   return config
