@@ -1,7 +1,8 @@
 """The sample run's losses in bfloat16, step for step those of float32.
 
 Both are taken at the same parameters, those of the float32 run. Two runs, each with updates of its own, drift apart as
-runs with other seeds do: a small BERT from random weights amplifies any difference.
+runs with other seeds do: a small BERT from random weights amplifies any difference. Measured on a CPU: at most 7.2e-4
+of the loss in ICT and 5.0e-5 in pre-training; between two runs of ICT up to 28 %, 3.4 % on average.
 """
 
 import importlib.util
@@ -81,7 +82,7 @@ def assert_losses_agree(stage, exact, rounded):
     f"{difference.max():.1e} of it, by {difference.mean():.1e} on average",
     flush=True,
   )
-  assert exact[-10:].mean() < 0.9 * exact[:10].mean()  # something was learnt
+  assert exact[:10].mean() - exact[-10:].mean() > 0.5  # nats: something was learnt
   assert difference.max() < 1e-2
 
 
