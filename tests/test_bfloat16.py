@@ -1,4 +1,9 @@
-"""The sample run in bfloat16: its losses stay with those of float32."""
+"""The sample run's losses in bfloat16, step for step those of float32.
+
+Both are taken at the same parameters, those of the float32 run. Two runs, each with updates of its own, drift apart as
+runs with other seeds do: a small BERT from random weights amplifies any difference. Measured on a CPU: at most 7.2e-4
+of the loss in ICT and 5.0e-5 in pre-training; between two runs of ICT up to 28 %, 3.4 % on average.
+"""
 
 import importlib.util
 import pathlib
@@ -44,11 +49,12 @@ def demo_config(stage, store):
   return config
 
 
-def train(config, dtype, store, params, batches=None, index=None):
-  """(losses, parameters, batches) of NUM_STEPS updates, on given batches or on those that the parameters retrieve."""
-  config = config.copy_and_resolve_references()
-  config.model.dtype = dtype
+def train(config, store, params, index=None):
+  """(float32 losses, bfloat16 losses, parameters) of NUM_STEPS updates in float32."""
   stage = make_stage(config, store, store.vocabulary())
+  rounded_config = config.copy_and_resolve_references()
+  rounded_config.model.dtype = "bfloat16"
+  rounded_loss = jax.jit(make_stage(rounded_config, store, store.vocabulary()).objective)
   optimizer = bert_optimizer(
     learning_rate=config.optimizer.learning_rate,
     num_steps=config.num_steps,
@@ -58,44 +64,38 @@ def train(config, dtype, store, params, batches=None, index=None):
     corrects_bias=config.optimizer.corrects_bias,
     frozen=stage.frozen,
   )
-  state = init_state(jax.tree.map(jax.numpy.array, params), optimizer)
-  losses, made = [], []
+  state, key = init_state(jax.device_put(params), optimizer), jax.random.key(0)
+  exact, rounded = [], []
   for step in range(NUM_STEPS):
-    if batches is None:
-      number = np.arange(step * config.batch_size, (step + 1) * config.batch_size)
-      made.append(stage.make_batch(stage.source.draw(number), state.params, index))
-    batch = (batches or made)[step]
-    state, metrics = train_step(
-      state, jax.device_put(batch), jax.random.key(0), objective=stage.objective, optimizer=optimizer
-    )
-    losses.append(float(metrics["loss"]))
-  return np.array(losses), jax.device_get(state.params), made
+    number = np.arange(step * config.batch_size, (step + 1) * config.batch_size)
+    batch = jax.device_put(stage.make_batch(stage.source.draw(number), state.params, index))
+    rounded.append(float(rounded_loss(state.params, batch, key)[0]))
+    state, metrics = train_step(state, batch, key, objective=stage.objective, optimizer=optimizer)
+    exact.append(float(metrics["loss"]))
+  return np.array(exact), np.array(rounded), jax.device_get(state.params)
 
 
 def assert_losses_agree(stage, exact, rounded):
   difference = np.abs(rounded - exact) / exact
   print(
-    f"\n{stage}: loss {exact[0]:.3f} -> {exact[-1]:.3f} in float32, {rounded[-1]:.3f} in bfloat16; "
-    f"relative difference at most {difference.max():.1e}, {difference.mean():.1e} on average"
+    f"\n{stage}: loss {exact[0]:.3f} -> {exact[-1]:.3f} in float32; that of bfloat16 differs by at most "
+    f"{difference.max():.1e} of it, by {difference.mean():.1e} on average",
+    flush=True,
   )
-  assert exact[-10:].mean() < 0.9 * exact[:10].mean()  # something was learnt
+  assert exact[:10].mean() - exact[-10:].mean() > 0.5  # nats: something was learnt
   assert difference.max() < 1e-2
 
 
 def test_losses_in_bfloat16_stay_with_float32(store):
   vocabulary = store.vocabulary()
   config = demo_config("ict", store)
-  params = jax.device_get(initial_params(config, vocabulary))
-  exact, trained, batches = train(config, "float32", store, params)
-  ict = exact, train(config, "bfloat16", store, params, batches)[0]
+  exact, rounded, trained = train(config, store, jax.device_get(initial_params(config, vocabulary)))
+  assert_losses_agree("ict", exact, rounded)
 
   config = demo_config("pretrain", store)
   tower = make_tower(config.model, len(vocabulary))
   emb_ND = embed_passages(tower, passage_tower_params(trained["retriever"]), store, vocabulary)
   index = Snapshot(1, {"params_step": 0}, emb_ND, ExactSearcher(emb_ND))
   params = jax.device_get(initial_params(config, vocabulary)) | {"retriever": trained["retriever"]}
-  exact, _, batches = train(config, "float32", store, params, index=index)
-  pretrain = exact, train(config, "bfloat16", store, params, batches)[0]
-
-  assert_losses_agree("ict", *ict)
-  assert_losses_agree("pretrain", *pretrain)
+  exact, rounded, _ = train(config, store, params, index)
+  assert_losses_agree("pretrain", exact, rounded)
