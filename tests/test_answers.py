@@ -5,6 +5,7 @@ import pytest
 from realm_jax.data.answers import (
   exact_match,
   f1_score,
+  get_final_text,
   has_answer,
   matchable,
   normalize_answer,
@@ -131,3 +132,22 @@ def test_has_answer_by_regular_expression():
   assert not has_answer("born in 1867", ["(", r"19\d\d"], regex=True)
   assert not has_answer("a.b", [r"a\.c"], regex=True)
   assert not has_answer("born in 1867", [r"18\d\d"])
+
+
+@pytest.mark.parametrize(
+  ("prediction", "original", "lowercase", "expected"),
+  [
+    ("steve smith", "Steve Smith's", True, "Steve Smith"),  # the example of Google's run_squad.py
+    ("marie sklodowska", "née Marie Skłodowska in Warsaw", True, "née Marie Skłodowska in Warsaw"),  # l is no part of ł
+    ("irene joliot - curie", "by Irène Joliot-Curie (1897)", True, "Irène Joliot-Curie"),
+    ("$ 4 . 5 million", "It cost $4.5 million.", True, "$4.5 million"),
+    ("facebook , inc .", "Facebook, Inc. was", True, "Facebook, Inc."),
+    ("Facebook", "Facebook, Inc.", False, "Facebook"),
+    ("facebook", "Facebook, Inc.", False, "Facebook, Inc."),
+    ("two  words", "two words", True, "two words"),  # not found, so all of it
+    ("curie", "Ire\u0300ne Curie", True, "Ire\u0300ne Curie"),  # a combining accent vanishes: places can't be told
+    ("", "text", True, "text"),
+  ],
+)
+def test_get_final_text(prediction, original, lowercase, expected):
+  assert get_final_text(prediction, original, lowercase=lowercase) == expected

@@ -20,13 +20,14 @@ U6   optimizer step                test_optimizer.py::test_steps_match_bert, ::t
 U7   span candidates               test_reader.py::test_320_tokens_have_3155_candidates_of_up_to_10,
                                    ::test_span_head_matches_numpy,
                                    ::test_joint_argmax_is_the_best_span_of_the_best_passage
+     get_final_text                test_answers.py::test_get_final_text
 U8   golden arrays                 test_retrieve.py::test_google_s_reader_inputs,
                                    ::test_hugging_face_s_block_has_answer
 U9   nothing correct, 16 bits      test_losses.py::test_marginal_log_loss_is_zero_where_nothing_is_correct
 U10  scores of answers             test_answers.py::test_normalize_answer,
                                    ::test_normalize_answer_splits_before_it_removes, ::test_regex_match,
                                    here ::test_u10_no_prediction_is_missing
-U11  Google's split                test_questions.py, test_split_is_googles
+U11  Google's split                test_questions.py::test_split_is_googles
 U12  embedder's guard              here ::test_u12_every_passage_is_embedded_once,
                                    ::test_u12_a_restart_makes_the_same_bits
 U13  refresher's states            test_refresh.py::test_once_publishes_the_newest_and_ends,

@@ -8,6 +8,8 @@ import string
 import unicodedata
 from collections.abc import Sequence
 
+from tokenizers import normalizers, pre_tokenizers
+
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
 _PUNCTUATION = frozenset(string.punctuation)
 
@@ -59,6 +61,28 @@ def regex_scores(targets: Sequence[Sequence[str]], predictions: Sequence[str]) -
 
 def _percent(scores: Sequence[float]) -> float:
   return round(100 * sum(scores) / len(scores), 2)
+
+
+def get_final_text(prediction: str, original: str, *, lowercase: bool) -> str:
+  """The stretch of `original` that a prediction of joined wordpieces stands for, as it is written there.
+
+  SQuAD's rule, under its name in Google's code (section 2.3), for what other systems predict: HF's RealmForOpenQA
+  answers "steve smith" where the passage has "Steve Smith's". All of `original` where the stretch can't be found.
+  """
+  normalizer = normalizers.BertNormalizer(
+    clean_text=True, handle_chinese_chars=True, strip_accents=lowercase, lowercase=lowercase
+  )
+  words = pre_tokenizers.BertPreTokenizer().pre_tokenize_str(normalizer.normalize_str(original))
+  cut = " ".join(word for word, _ in words)
+  start = cut.find(prediction)
+  if start < 0 or not prediction.strip():
+    return original
+  original_place = [i for i, c in enumerate(original) if not c.isspace()]
+  if len(original_place) != len(cut.replace(" ", "")):  # a character became two, or vanished
+    return original
+  first = len(cut[:start].replace(" ", ""))
+  length = len(prediction.replace(" ", ""))
+  return original[original_place[first] : original_place[first + length - 1] + 1]
 
 
 def matchable(text: str) -> str:
