@@ -65,14 +65,15 @@ def corpus(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def pretrained(corpus):
-  """ICT, then pre-training with adoption at fixed steps."""
+  """ICT and the reader's warm start, then pre-training with adoption at fixed steps."""
   ict, run = corpus.parent / "ict", corpus.parent / "pretrain"
   train("ict", corpus, ict, "--config.num_steps=4")
+  train("mlm", corpus, corpus.parent / "mlm", "--config.num_steps=2", "--config.recurring_rate=0.5")
   return ict, pretrain(corpus, ict, run)
 
 
 def pretrain(corpus, ict, run, *, kill_at=None):
-  flags = (f"--config.init={ict}", "--config.num_steps=12", "--config.index.export_every=3", "--config.index.sync=True",
+  flags = (f"--config.init={ict}", f"--config.init_reader={ict.parent / 'mlm'}", "--config.num_steps=12", "--config.index.export_every=3", "--config.index.sync=True",
            "--config.num_passages=3")  # fmt: skip
   indexer = realm("refresh_index", f"--workdir={run}", "--quiet", wait=False)
   try:
@@ -110,6 +111,13 @@ def test_pretraining_adopts_snapshots_and_logs_them(pretrained):
     assert abs(line["retrieval_utility"]) < 5
   versions = RunDir(run).snapshot_versions()
   assert versions[-1] == 5  # of steps 0, 3, 6, 9 and 12
+
+
+def test_the_readers_warm_start_has_no_retriever(pretrained, corpus):
+  mlm = corpus.parent / "mlm"
+  assert set(restore_params(RunDir(mlm))[1]) == {"reader"}
+  assert RunDir(mlm).done.exists() and not RunDir(mlm).retriever.exists()
+  assert [line["step"] for line in lines_of(mlm)] == [1, 2]
 
 
 def test_killed_run_ends_with_the_same_bits(pretrained, corpus):
