@@ -73,8 +73,10 @@ def pretrained(corpus):
 
 
 def pretrain(corpus, ict, run, *, kill_at=None):
-  flags = (f"--config.init={ict}", f"--config.init_reader={ict.parent / 'mlm'}", "--config.num_steps=12", "--config.index.export_every=3", "--config.index.sync=True",
-           "--config.num_passages=3")  # fmt: skip
+  flags = [
+      f"--config.init={ict}", f"--config.init_reader={ict.parent / 'mlm'}", "--config.num_steps=12",
+      "--config.index.export_every=3", "--config.index.sync=True", "--config.num_passages=3",
+  ]  # fmt: skip
   indexer = realm("refresh_index", f"--workdir={run}", "--quiet", wait=False)
   try:
     if kill_at is not None:
