@@ -30,7 +30,7 @@ class QueryBatch(NamedTuple):
   num_tokens_B: Array  # int32, with [CLS] and [SEP]
   passage_id_B: Array  # int32, the passage it was drawn from
   sentence_B2: Array  # int32, token range in that passage's body
-  sentence_is_removed_B: Array  # bool, its passage is shown without it: in ICT else with it, in mlm else not at all
+  sentence_is_removed_B: Array  # bool, the passage is shown without the sentence
   mask_position_BM: Array  # int32, positions in the query
   mask_target_BM: Array  # int32, the token behind each mask
   mask_weight_BM: Array  # float32, 1 where a masked token is predicted
@@ -46,7 +46,7 @@ class IctBatch(NamedTuple):
 
 
 class ReadingBatch(NamedTuple):
-  """Masked-word prediction with one passage per query, the rest of its own or the null passage."""
+  """Masked-word prediction with one passage per query: the rest of its own, another, or the null passage."""
 
   joint_BJ: Packed
   mask_position_BM: Array

@@ -61,6 +61,7 @@ def paper_config(stage: str) -> ConfigDict:
   config.max_masks = 10  # predicted tokens of a masked span
   config.removal_rate = 0.9  # ict: share of passages shown without the query's sentence
   config.null_rate = 0.1  # mlm: share of sentences read with the null passage instead of the rest of their passage
+  config.distractor_rate = 0.0  # mlm: share of sentences read with another passage
   config.recurring_rate = 0.0  # mlm: share of sentences with a span masked whose tokens the rest of the passage holds
   config.marginalize_per_example = False  # equation 1 of the paper; Google's code marginalises per token
   config.num_passages = 8  # read for each query; in pre-training one of them is the null passage

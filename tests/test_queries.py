@@ -13,6 +13,7 @@ from realm_jax.data.queries import (
   MaskedSentenceSource,
   QuestionSource,
   RandomMaskSource,
+  ReadSource,
   SentenceSource,
   maskable_spans,
   recurs,
@@ -231,6 +232,28 @@ def test_recurring_spans_are_those_that_the_other_sentences_hold(tmp_path):
   is_recurring = 0.5 + 0.5 * 3 / 5
   found = np.isin(targets(0.5), [B, E]).mean()
   assert abs(found - is_recurring) < 4 * (is_recurring * (1 - is_recurring) / 200) ** 0.5
+
+
+def test_sentences_are_read_with_their_own_another_or_no_passage(sample_store):
+  sentences = MaskedSentenceSource(sample_store, seed=0, query_length=24, max_masks=4)
+  number = np.arange(4000)
+  source = ReadSource(sentences, 40, seed=0, null_rate=0.2, distractor_rate=0.4)
+  own, read = sentences.draw(number), source.draw(number)
+  equal(own, read._replace(passage_id_B=own.passage_id_B, sentence_is_removed_B=own.sentence_is_removed_B))
+  is_null, is_own = read.passage_id_B == -1, read.passage_id_B == own.passage_id_B
+  np.testing.assert_array_equal(read.sentence_is_removed_B, is_own)
+  tolerance = 4 * (0.25 / 4000) ** 0.5
+  assert abs(is_null.mean() - 0.2) < tolerance
+  # One of 40 of the distractors from afar is by chance its own.
+  assert abs(is_own.mean() - 0.4 - 0.2 / 40) < tolerance
+  other = ~is_null & ~is_own
+  distance = (read.passage_id_B - own.passage_id_B)[other] % 40
+  near = np.isin(distance, [1, 2, 3, 4, 36, 37, 38, 39])
+  assert abs(near.mean() - (0.5 + 0.5 * 8 / 40) / (1 - 0.5 / 40)) < 2 * tolerance
+  assert set(read.passage_id_B[other]) == set(range(40))
+  equal(source.draw(number[100:110]), rows(read, slice(100, 110)))
+  with pytest.raises(ValueError, match="null_rate=0.7 and distractor_rate=0.4 are shares of one whole"):
+    ReadSource(sentences, 40, seed=0, null_rate=0.7, distractor_rate=0.4)
 
 
 def test_masked_queries_are_sentences_of_their_passage(sample_store):

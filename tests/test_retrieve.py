@@ -9,7 +9,7 @@ import pytest
 from realm_jax.batch import NULL_PASSAGE, QueryBatch
 from realm_jax.data.build import build_passages
 from realm_jax.data.passages import PassageStore
-from realm_jax.data.queries import MaskedSentenceSource, QuestionSource, SentenceSource
+from realm_jax.data.queries import MaskedSentenceSource, QuestionSource, ReadSource, SentenceSource
 from realm_jax.data.questions import Question
 from realm_jax.data.spans import make_tagger
 from realm_jax.data.vocabulary import SPECIAL_TOKENS, Vocabulary
@@ -233,17 +233,19 @@ def test_ict_batch_removes_exactly_the_sentence(store, vocabulary, removal_rate)
   assert {flag for *_, flag in seen} == flags
 
 
-@pytest.mark.parametrize("removal_rate", [0.0, 1.0, 0.5])
-def test_reading_batch_shows_the_rest_of_the_passage_or_none(store, vocabulary, removal_rate):
+@pytest.mark.parametrize("null_rate", [1.0, 0.0, 0.5])
+def test_reading_batch_shows_the_rest_of_the_passage_or_none(store, vocabulary, null_rate):
   """Rome holds the one maskable span: its sentence is read with the other two, or with the null passage."""
-  source = MaskedSentenceSource(store, seed=0, query_length=16, max_masks=3, removal_rate=removal_rate)
+  source = ReadSource(
+    MaskedSentenceSource(store, seed=0, query_length=16, max_masks=3), 3, seed=0, null_rate=null_rate, distractor_rate=0
+  )
   batch = BatchAssembler(store, vocabulary, joint_length=32).reading_batch(queries := source.draw(np.arange(40)))
   alone = "[CLS] rome was old in [MASK] [MASK] . [SEP] [SEP]"
   with_rest = (
     f"[CLS] rome was old in [MASK] [MASK] . [SEP] {words_of(vocabulary, 'The cat ran. It sat there and there.')} [SEP]"
   )
   seen = [spell(vocabulary, batch.joint_BJ, row) for row in range(40)]
-  assert set(seen) == {0.0: {alone}, 1.0: {with_rest}, 0.5: {alone, with_rest}}[removal_rate]
+  assert set(seen) == {1.0: {alone}, 0.0: {with_rest}, 0.5: {alone, with_rest}}[null_rate]
   assert [text == with_rest for text in seen] == queries.sentence_is_removed_B.tolist()
   np.testing.assert_array_equal(batch.mask_position_BM[:, :2], np.tile([5, 6], (40, 1)))
   np.testing.assert_array_equal(

@@ -26,7 +26,7 @@ def masked_sentences(
     mixture: corpora to draw sentences from and their rates, such as "corpora/news:0.8,corpora/wiki:0.2"; empty for the
       retrieval corpus alone.
     recurring_rate: see MaskedSentenceSource.
-    draw: seed, query_length, max_masks and, if it isn't 0, removal_rate.
+    draw: seed, query_length, max_masks.
 
   Raises:
     ValueError: no such masking, a mixture that can't be read, or corpora with different vocabularies.

@@ -8,7 +8,7 @@ from typing import Protocol
 
 import numpy as np
 
-from realm_jax.batch import NO_PASSAGE, QueryBatch
+from realm_jax.batch import NO_PASSAGE, NULL_PASSAGE, QueryBatch
 from realm_jax.data.draws import shuffled, uniform
 from realm_jax.data.masking import mask_tokens, random_span_mask, random_token_mask, span_mask
 from realm_jax.data.packing import Tokens, pack
@@ -46,25 +46,13 @@ class SentenceSource:
 class MaskedSentenceSource:
   """A sentence with one salient span masked (section 3.4 of Guu et al. 2020; rules in `maskable_spans`)."""
 
-  def __init__(
-    self,
-    store: PassageStore,
-    *,
-    seed: int,
-    query_length: int,
-    max_masks: int,
-    removal_rate: float = 0.0,
-    recurring_rate: float = 0.0,
-  ):
-    """The stage mlm sets the rates.
+  def __init__(self, store: PassageStore, *, seed: int, query_length: int, max_masks: int, recurring_rate: float = 0.0):
+    """recurring_rate is the share of queries that mask only a span whose tokens occur in the rest of the passage.
 
-    Args:
-      removal_rate: share of the queries that are to be read with the rest of their passage.
-      recurring_rate: share of the queries for which only spans are drawn whose tokens occur in the rest of the passage,
-        where it has any: what can be read there, and not only guessed (recurring spans, Ram et al. 2021).
+    Such a one can be read there, and not only guessed (recurring spans, Ram et al. 2021). Not every passage has any.
     """
     self._store, self._vocabulary = store, store.vocabulary()
-    self._seed, self._query_length, self._max_masks, self._removal_rate = seed, query_length, max_masks, removal_rate
+    self._seed, self._query_length, self._max_masks = seed, query_length, max_masks
     self._recurring_rate = recurring_rate
     self._span, span_offset = maskable_spans(store, query_length)
     num_spans_N = np.diff(span_offset)
@@ -100,7 +88,6 @@ class MaskedSentenceSource:
       self._vocabulary,
       passage_id_B=passage_id_B,
       sentence_B2=sentence_B2,
-      sentence_is_removed_B=uniform(self._seed, 2, number_B) < self._removal_rate,
     )
     # + 1 for [CLS].
     is_masked_BQ = span_mask(batch, first_B - sentence_B2[:, 0] + 1, end_B - sentence_B2[:, 0] + 1)
@@ -110,26 +97,16 @@ class MaskedSentenceSource:
 class RandomMaskSource:
   """Any sentence, with a random span or random tokens masked: what the paper's ablation (its Table 2) compares with."""
 
-  def __init__(
-    self,
-    store: PassageStore,
-    masking: str,
-    *,
-    seed: int,
-    query_length: int,
-    max_masks: int,
-    removal_rate: float = 0.0,
-  ):
-    """masking is "random_span" or "random_token"; removal_rate as in MaskedSentenceSource."""
+  def __init__(self, store: PassageStore, masking: str, *, seed: int, query_length: int, max_masks: int):
+    """masking is "random_span" or "random_token"."""
     self._store, self._vocabulary, self._masking = store, store.vocabulary(), masking
-    self._seed, self._query_length, self._max_masks, self._removal_rate = seed, query_length, max_masks, removal_rate
+    self._seed, self._query_length, self._max_masks = seed, query_length, max_masks
 
   def draw(self, number_B: np.ndarray) -> QueryBatch:
     passage_id_B = shuffled(self._seed, number_B, len(self._store))
     batch, sentence = draw_sentences(
       self._store, passage_id_B, self._seed, number_B, self._query_length, self._max_masks, self._vocabulary
     )
-    batch = batch._replace(sentence_is_removed_B=uniform(self._seed, 2, number_B) < self._removal_rate)
     if self._masking == "random_token":
       is_masked_BQ = random_token_mask(batch, seed=self._seed, number_B=number_B)
     else:
@@ -137,6 +114,34 @@ class RandomMaskSource:
       is_cut_B = _is_cut_in_a_word(sentence, self._query_length - 2, is_continuation_V)
       is_masked_BQ = random_span_mask(batch, is_cut_B, is_continuation_V, seed=self._seed, number_B=number_B)
     return mask_tokens(batch, is_masked_BQ, self._vocabulary.mask_id)
+
+
+class ReadSource:
+  """Sentences with what they are read with in the stage mlm: the rest of their passage, another passage, or none.
+
+  Half of the other passages stand within four rows of their own, where most corpora have the same article: they look
+  right and mostly don't help, as many of those that a retriever will find.
+  """
+
+  def __init__(self, source: QuerySource, num_passages: int, *, seed: int, null_rate: float, distractor_rate: float):
+    """The rates are the shares of the null passage and of other passages."""
+    if not 0 <= null_rate <= null_rate + distractor_rate <= 1:
+      raise ValueError(f"null_rate={null_rate} and distractor_rate={distractor_rate} are shares of one whole")
+    self._source, self._num_passages, self._seed = source, num_passages, seed
+    self._null_rate, self._distractor_rate = null_rate, distractor_rate
+
+  def draw(self, number_B: np.ndarray) -> QueryBatch:
+    """passage_id is the passage to read, sentence_is_removed says that it is the sentence's own."""
+    batch = self._source.draw(number_B)
+    place_B = uniform(self._seed, 7, number_B)
+    offset_B = np.array([-4, -3, -2, -1, 1, 2, 3, 4])[(place_B * 16).astype(np.int64) % 8]
+    near_B = batch.passage_id_B + offset_B
+    far_B = (place_B * 2 % 1 * self._num_passages).astype(np.int64)
+    other_B = np.where(place_B < 0.5, near_B, far_B) % self._num_passages
+    kind_B = uniform(self._seed, 8, number_B)
+    shown_B = np.where(kind_B < self._null_rate + self._distractor_rate, other_B, batch.passage_id_B)
+    shown_B = np.where(kind_B < self._null_rate, NULL_PASSAGE, shown_B).astype(np.int32)
+    return batch._replace(passage_id_B=shown_B, sentence_is_removed_B=shown_B == batch.passage_id_B)
 
 
 class QuestionSource:

@@ -61,9 +61,8 @@ class BatchAssembler:
     return IctBatch(query_input(queries), passage_BP, queries.sentence_is_removed_B)
 
   def reading_batch(self, queries: QueryBatch) -> ReadingBatch:
-    """Each masked sentence with the rest of its passage, or with the null passage where it isn't removed from it."""
-    body = self._body_without_sentence(queries, np.ones_like(queries.sentence_is_removed_B))
-    body = body._replace(num_tokens_R=np.where(queries.sentence_is_removed_B, body.num_tokens_R, 0))
+    """Each masked sentence with the passage that the query names, without the sentence if that is its own."""
+    body = self._body_without_sentence(queries, queries.sentence_is_removed_B)
     joint_BJ = pack(_query_tokens(queries), body, self._joint_length, self._vocabulary)
     return ReadingBatch(joint_BJ, queries.mask_position_BM, queries.mask_target_BM, queries.mask_weight_BM)
 

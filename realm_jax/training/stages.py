@@ -12,7 +12,7 @@ from realm_jax.batch import QueryBatch
 from realm_jax.config import make_reader, make_retriever
 from realm_jax.data.mixing import masked_sentences
 from realm_jax.data.passages import PassageStore
-from realm_jax.data.queries import QuerySource, QuestionSource, SentenceSource
+from realm_jax.data.queries import QuerySource, QuestionSource, ReadSource, SentenceSource
 from realm_jax.data.questions import read_questions
 from realm_jax.data.vocabulary import Vocabulary
 from realm_jax.index.retrieve import BatchAssembler, search
@@ -59,9 +59,10 @@ def make_stage(config: ConfigDict, store: PassageStore, vocabulary: Vocabulary) 
 
   if config.stage == "mlm":
     # The rest of a passage is at hand for the sentences of the corpus itself only, so that there is no mixture.
-    rates = {"removal_rate": 1.0 - config.null_rate, "recurring_rate": config.recurring_rate}
+    sentences = masked_sentences(store, masking=config.masking, recurring_rate=config.recurring_rate, **draw)
+    rates = {"null_rate": config.null_rate, "distractor_rate": config.distractor_rate}
     return Stage(
-      masked_sentences(store, masking=config.masking, **rates, **draw),
+      ReadSource(sentences, len(store), seed=config.seed, **rates),
       reading_objective(reader),
       needs_index=False,
       frozen=(),
