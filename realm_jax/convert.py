@@ -63,11 +63,11 @@ def main(values: flags.FlagValues, positional: list[str]) -> None:
   scratch.mkdir(parents=True)
   try:
     if values.to == "hf":
-      written = [f"{output / below}: {name}" for below, name in write_hf(scratch, weights).items()]
+      written = [f"{pathlib.Path(values.output, below)}: {name}" for below, name in write_hf(scratch, weights).items()]
     else:
       store = PassageStore(values.corpus)
       weights = _without_foreign_index(weights, store)
-      written = [f"{output}: {_write_run(RunDir(scratch), weights, store)}"]
+      written = [f"{values.output}: {_write_run(RunDir(scratch), weights, store)}"]
     scratch.rename(output)
   finally:
     shutil.rmtree(scratch, ignore_errors=True)
@@ -77,21 +77,24 @@ def main(values: flags.FlagValues, positional: list[str]) -> None:
 def _read(name: str) -> Weights:
   run_dir = RunDir(name)
   if run_dir.config.exists() and "stage" in run_dir.read_config():
-    return _read_run(run_dir)
+    return _read_run(name, run_dir)
   return read_weights(name)
 
 
-def _read_run(run_dir: RunDir) -> Weights:
+def _read_run(name: str, run_dir: RunDir) -> Weights:
   """A run's newest checkpoint, with its index if that was made by the same parameters."""
   config = ConfigDict(run_dir.read_config())
   step, params = restore_params(run_dir)
   store = PassageStore(config.corpus)
-  weights = from_tree(f"{run_dir.path} (step {step})", params)
+  weights = from_tree(f"{name} (step {step})", params)
   digest = tree_digest(passage_tower_params(params["retriever"]))
+  model = config.model.to_dict() | {"vocab_size": store.description["vocabulary_size"]}
+  if names.READER not in weights.parts:
+    model = {field: value for field, value in model.items() if "span" not in field}
   versions = run_dir.snapshot_versions()[-1:]
   is_current = versions and snapshots.read_manifest(run_dir, versions[0])["params_digest"] == digest
   return weights._replace(
-    model=config.model.to_dict() | {"vocab_size": store.description["vocabulary_size"]},
+    model=model,
     block_emb=_block_emb(snapshots.load(run_dir, versions[0], store)) if is_current else None,
     vocabulary=store.vocabulary(),
     stage=config.stage,

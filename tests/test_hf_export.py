@@ -118,6 +118,16 @@ def test_sources_that_contradict_are_refused(tmp_path):
     merge([tower, tower, tower])
 
 
+def test_a_reader_needs_a_head(tmp_path):
+  tower = read(tmp_path, "e", embedder(), files.REALM_CONFIG)
+  bert = read(tmp_path, "b", files.random(1, files.bert_shapes()), files.CONFIG | {"hidden_act": "gelu_new"})
+  with pytest.raises(WeightsError, match="beside a retriever a BERT is taken for the reader, and this"):
+    merge([tower, bert])
+  reader = read(tmp_path, "r", files.random(1, files.bert_shapes("realm.")), files.REALM_CONFIG)
+  with pytest.raises(WeightsError, match="has a reader with neither head, for which HF has no class"):
+    write_hf(tmp_path / "out", reader)
+
+
 def test_a_model_that_hf_has_no_word_for_is_refused(tmp_path):
   weights = read(tmp_path, "in", embedder(), files.REALM_CONFIG)
   other = weights._replace(model=weights.model | {"projection_layer_norm_epsilon": 1e-3})

@@ -114,6 +114,13 @@ def test_a_fine_tuned_checkpoint(released, tmp_path):
   assert_same(weights, READER, tmp_path / "reader")
 
 
+def test_a_fine_tuned_model_with_the_tower_that_embedded_the_passages(released):
+  sources = ("tuned/model.ckpt-300000.index", "pretrained/embedder", "pretrained/embedder/encoded/encoded.ckpt")
+  weights = merge([read_weights(str(released / source)) for source in sources])
+  assert weights.parts.keys() == {"retriever/query_tower", "retriever/passage_tower", "reader"}
+  assert weights.block_emb.shape == (5, 4) and weights.vocabulary.digest == files.VOCABULARY.digest
+
+
 def test_googles_bert(tmp_path):
   prefix = save(tmp_path / "bert_model.ckpt", variables(ENCODER, "bert", "", ""))
   files.VOCABULARY.save(tmp_path / "vocab.txt")

@@ -67,6 +67,8 @@ def hf_classes(weights: Weights) -> dict[str, str]:
   if names.BERT in parts:
     return {"": "BertForPreTraining" if names.MASKED_WORD_HEAD in parts[names.BERT] else "BertModel"}
   has_reader, has_spans = names.READER in parts, names.SPAN_HEAD in parts.get(names.READER, ())
+  if has_reader and not has_spans and names.MASKED_WORD_HEAD not in parts[names.READER]:
+    raise WeightsError(f"{weights.where} has a reader with neither head, for which HF has no class; take the retriever")
   retriever = "RealmScorer" if names.PASSAGE_TOWER in parts else "RealmEmbedder"
   reader = "RealmReader" if has_spans else "RealmKnowledgeAugEncoder"
   if not has_reader or names.QUERY_TOWER not in parts:

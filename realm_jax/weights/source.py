@@ -52,6 +52,11 @@ def merge(sources: Sequence[Weights]) -> Weights:
   for other in others:
     merged = _merge(merged, other)
   if names.BERT in merged.parts and names.QUERY_TOWER in merged.parts and names.READER not in merged.parts:
+    if names.MASKED_WORD_HEAD not in merged.parts[names.BERT]:
+      raise WeightsError(
+        f"{merged.where}: beside a retriever a BERT is taken for the reader, and this one has no masked-word head; to "
+        "train from both give them as --config.init and --config.init_reader"
+      )
     merged = _move(_without_pooler(merged), names.BERT, names.READER)
   return merged
 

@@ -43,10 +43,10 @@ class TensorFlowCheckpoint:
 
 
 def find_prefix(path: pathlib.Path) -> pathlib.Path | None:
-  """The checkpoint that a path means: a prefix itself, or a hub module's directory."""
-  for prefix in (path, path / "variables" / "variables", path / "encoded.ckpt", path.with_suffix("")):
-    if prefix.with_name(f"{prefix.name}.index").is_file():
-      return prefix
+  """The checkpoint that a path means: a prefix itself, its index, or a hub module's directory."""
+  for index in (path.parent / f"{path.name}.index", path / "variables" / "variables.index", path):
+    if index.suffix == ".index" and index.is_file():
+      return index.with_suffix("")
   return None
 
 
