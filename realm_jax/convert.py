@@ -76,7 +76,7 @@ def main(values: flags.FlagValues, positional: list[str]) -> None:
 
 def _read(name: str) -> Weights:
   run_dir = RunDir(name)
-  if run_dir.config.exists() and "stage" in run_dir.read_config():
+  if run_dir.checkpoints.exists():
     return _read_run(name, run_dir)
   return read_weights(name)
 
@@ -138,16 +138,11 @@ def _write_run(run_dir: RunDir, weights: Weights, store: PassageStore) -> str:
 
 def _config(weights: Weights, store: PassageStore) -> ConfigDict:
   """The config of such a run: the source's sizes, the corpus, and the paper's settings for the rest."""
-  model = weights.assumed | weights.model
+  model = weights.complete_model()
   if names.QUERY_TOWER not in weights.parts:
     raise WeightsError(
       f"{weights.where} has no retriever, and without one there is no run; add --input=...,RETRIEVER, or train one: "
       "realm train --config.init=..."
-    )
-  if "num_heads" not in model:
-    raise WeightsError(
-      f"nothing says how many heads {weights.where} has, and its hidden size {model['hidden_size']} is no multiple of "
-      "64; put a config.json with num_attention_heads beside it"
     )
   vocabulary = store.vocabulary()
   is_same = weights.vocabulary is None or weights.vocabulary.digest == vocabulary.digest

@@ -50,7 +50,7 @@ def _read(path: str, config: ConfigDict, vocabulary: Vocabulary) -> dict[str, An
   if not path:
     return {}
   run_dir = RunDir(path)
-  if run_dir.config.exists() and "stage" in run_dir.read_config():  # HF's directories have a config.json too
+  if run_dir.checkpoints.exists():
     return restore_params(run_dir)[1]
   weights = read_weights(path)
   if weights.vocabulary is None:

@@ -85,12 +85,7 @@ def write_hf(directory: pathlib.Path, weights: Weights) -> dict[str, str]:
   Raises:
     WeightsError: HF's classes can't describe the model.
   """
-  model = weights.assumed | weights.model
-  if "num_heads" not in model:
-    raise WeightsError(
-      f"nothing says how many heads {weights.where} has, and its hidden size {model['hidden_size']} is no multiple of "
-      "64; put a config.json with num_attention_heads beside it"
-    )
+  model = weights.complete_model()
   if model.get("projection_layer_norm_epsilon", model["layer_norm_epsilon"]) != model["layer_norm_epsilon"]:
     raise WeightsError(
       f"{weights.where} has projection_layer_norm_epsilon={model['projection_layer_norm_epsilon']} and "
@@ -167,7 +162,7 @@ def _passage_tower_alone(weights: Weights) -> Weights:
 
 
 def _config(class_name: str, weights: Weights) -> dict[str, Any]:
-  model = weights.assumed | weights.model
+  model = weights.complete_model()
   is_realm = class_name.startswith("Realm")
   config = {theirs: model[ours] for theirs, ours in SIZE_FIELDS.items() if ours in model}
   config |= {

@@ -82,6 +82,18 @@ class Weights(NamedTuple):
   stage: str = ""  # of the run that it was exported from
   reading: dict[str, Any] = {}  # fields of the config on how passages are read
 
+  def complete_model(self) -> dict[str, Any]:
+    """The model's fields, told or assumed; raises WeightsError if one can't even be assumed."""
+    model = self.assumed | self.model
+    if not model:
+      raise WeightsError(f"{self.where} holds no network; give the model that its embeddings are of, too")
+    if "num_heads" not in model:
+      raise WeightsError(
+        f"nothing says how many heads {self.where} has, and its hidden size {model['hidden_size']} is no multiple of "
+        "64; put a config.json with num_attention_heads beside it"
+      )
+    return model
+
   def tree(self) -> dict[str, Any]:
     """All parameters, read, as nested dictionaries."""
     root: dict[str, Any] = {}

@@ -35,8 +35,8 @@ def read_weights(name: str) -> Weights:
   found += [path / part for part in _DIRECTORIES if holds_weights(path / part)]
   if not found:
     raise WeightsError(
-      f"{path} holds no weights: neither HF's form (model.safetensors with config.json and vocab.txt) nor a TensorFlow "
-      "checkpoint (NAME.index with NAME.data-00000-of-00001: give its path without .index)"
+      f"{path} holds no weights: neither a run's (checkpoints/), nor HF's form (model.safetensors with config.json and "
+      "vocab.txt), nor a TensorFlow checkpoint (NAME.index with NAME.data-00000-of-00001: give NAME)"
     )
   return merge([read_hf(directory) for directory in found])
 
