@@ -28,17 +28,16 @@ class TensorFlowCheckpoint:
     total = int(shards[0].name[-5:]) if shards and shards[0].name[-5:].isdigit() else 1
     if len(shards) != total:
       raise WeightsError(f"{prefix} has {len(shards)} of {total} files *.data-*: half a download? Get it again")
-    self._error = (tf.errors.OpError, ValueError, RuntimeError)
     try:
       self._reader = tf.train.load_checkpoint(self.where)
       self.shapes = {name: tuple(s) for name, s in self._reader.get_variable_to_shape_map().items()}
-    except self._error as error:
+    except Exception as error:  # a damaged file gives any of Python's errors, from IndexError to MemoryError
       raise WeightsError(f"{prefix} can't be read ({_first_line(error)}); get it again") from error
 
   def read(self, name: str, rows: slice = slice(None)) -> np.ndarray:
     try:
       return self._reader.get_tensor(name)[rows]
-    except self._error as error:
+    except Exception as error:  # as above
       raise WeightsError(f"{name!r} in {self.where} can't be read ({_first_line(error)}); get it again") from error
 
 
