@@ -31,8 +31,9 @@ from realm_jax.index.tower_export import TowerWriter
 from realm_jax.model.retriever import passage_tower_params
 from realm_jax.training.checkpoint import Checkpoints
 from realm_jax.weights import names
+from realm_jax.weights.contents import Embeddings, Weights, from_tree
 from realm_jax.weights.hf_export import write_hf
-from realm_jax.weights.recognition import BLOCK_EMB, Embeddings, Weights, from_tree
+from realm_jax.weights.recognition import BLOCK_EMB
 from realm_jax.weights.source import merge, read_weights
 from realm_jax.weights.tensors import WeightsError
 

@@ -13,7 +13,7 @@ from realm_jax.config import make_reader, make_retriever
 from realm_jax.data.vocabulary import Vocabulary
 from realm_jax.index.params import restore_params
 from realm_jax.index.run_dir import RunDir
-from realm_jax.weights.recognition import Weights
+from realm_jax.weights.contents import Weights
 from realm_jax.weights.source import read_weights
 
 

@@ -11,9 +11,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from realm_jax.weights import names
+from realm_jax.weights.contents import Weights
 from realm_jax.weights.hf import HIDDEN_ACT, OURS, SIZE_FIELDS, SPAN_LAYER_NORM_EPSILON
 from realm_jax.weights.names import Network
-from realm_jax.weights.recognition import BLOCK_EMB, Weights
+from realm_jax.weights.recognition import BLOCK_EMB
 from realm_jax.weights.safetensors_file import write_safetensors
 from realm_jax.weights.source import EMBEDDER, ENCODER, PASSAGE_EMBEDDER
 from realm_jax.weights.tensors import WeightsError

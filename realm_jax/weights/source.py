@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from realm_jax.weights import names
+from realm_jax.weights.contents import Weights
 from realm_jax.weights.hf import holds_weights, read_hf
 from realm_jax.weights.hub import download, is_hub_id
-from realm_jax.weights.recognition import Weights
 from realm_jax.weights.tensorflow_checkpoint import find_prefix, read_tensorflow
 from realm_jax.weights.tensors import WeightsError
 

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 
 from realm_jax.weights import names
-from realm_jax.weights.recognition import Weights, recognise
+from realm_jax.weights.contents import Weights
+from realm_jax.weights.recognition import recognise
 from realm_jax.weights.safetensors_file import read_json
 from realm_jax.weights.tensors import WeightsError
 from realm_jax.weights.vocabulary_file import read_vocabulary
