@@ -32,8 +32,9 @@ from realm_jax.model.retriever import passage_tower_params
 from realm_jax.training.checkpoint import Checkpoints
 from realm_jax.weights import names
 from realm_jax.weights.compact import compact
+from realm_jax.weights.contents import Embeddings, Weights, from_tree
 from realm_jax.weights.hf_export import write_hf
-from realm_jax.weights.recognition import BLOCK_EMB, Embeddings, Weights, from_tree
+from realm_jax.weights.recognition import BLOCK_EMB
 from realm_jax.weights.source import merge, read_weights
 from realm_jax.weights.tensors import WeightsError
 
@@ -71,11 +72,11 @@ def main(values: flags.FlagValues, positional: list[str]) -> None:
       if values.to == "compact":
         for below in classes:
           compact(scratch / below)
-      written = [f"{output / below}: {name}" for below, name in classes.items()]
+      written = [f"{pathlib.Path(values.output, below)}: {name}" for below, name in classes.items()]
     else:
       store = PassageStore(values.corpus)
       weights = _without_foreign_index(weights, store)
-      written = [f"{output}: {_write_run(RunDir(scratch), weights, store)}"]
+      written = [f"{values.output}: {_write_run(RunDir(scratch), weights, store)}"]
     scratch.rename(output)
   finally:
     shutil.rmtree(scratch, ignore_errors=True)
@@ -84,22 +85,25 @@ def main(values: flags.FlagValues, positional: list[str]) -> None:
 
 def _read(name: str) -> Weights:
   run_dir = RunDir(name)
-  if run_dir.config.exists() and "stage" in run_dir.read_config():
-    return _read_run(run_dir)
+  if run_dir.checkpoints.exists():
+    return _read_run(name, run_dir)
   return read_weights(name)
 
 
-def _read_run(run_dir: RunDir) -> Weights:
+def _read_run(name: str, run_dir: RunDir) -> Weights:
   """A run's newest checkpoint, with its index if that was made by the same parameters."""
   config = stored_config(run_dir.read_config())
   step, params = restore_params(run_dir)
   store = PassageStore(config.corpus)
-  weights = from_tree(f"{run_dir.path} (step {step})", params)
+  weights = from_tree(f"{name} (step {step})", params)
   digest = tree_digest(passage_tower_params(params["retriever"])) if "retriever" in params else None
+  model = config.model.to_dict() | {"vocab_size": store.description["vocabulary_size"]}
+  if names.READER not in weights.parts:
+    model = {field: value for field, value in model.items() if "span" not in field}
   versions = run_dir.snapshot_versions()[-1:]
   is_current = versions and snapshots.read_manifest(run_dir, versions[0])["params_digest"] == digest
   return weights._replace(
-    model=config.model.to_dict() | {"vocab_size": store.description["vocabulary_size"]},
+    model=model,
     block_emb=_block_emb(snapshots.load(run_dir, versions[0], store)) if is_current else None,
     vocabulary=store.vocabulary(),
     stage=config.stage,
@@ -143,16 +147,11 @@ def _write_run(run_dir: RunDir, weights: Weights, store: PassageStore) -> str:
 
 def _config(weights: Weights, store: PassageStore) -> ConfigDict:
   """The config of such a run: the source's sizes, the corpus, and the paper's settings for the rest."""
-  model = weights.assumed | weights.model
+  model = weights.complete_model()
   if names.QUERY_TOWER not in weights.parts:
     raise WeightsError(
       f"{weights.where} has no retriever, and without one there is no run; add --input=...,RETRIEVER, or train one: "
       "realm train --config.init=..."
-    )
-  if "num_heads" not in model:
-    raise WeightsError(
-      f"nothing says how many heads {weights.where} has, and its hidden size {model['hidden_size']} is no multiple of "
-      "64; put a config.json with num_attention_heads beside it"
     )
   vocabulary = store.vocabulary()
   is_same = weights.vocabulary is None or weights.vocabulary.digest == vocabulary.digest

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from scipy.special import log_softmax, softmax
+from scipy.stats import norm
 
 from realm_jax.batch import Packed
 from realm_jax.model.bert import Bert, MaskedWordHead
@@ -86,7 +87,11 @@ def gelu(x):
   return 0.5 * x * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)))
 
 
-def numpy_encode(p, packed, num_heads=3):
+def exact_gelu(x):
+  return x * norm.cdf(x)
+
+
+def numpy_encode(p, packed, num_heads=3, gelu=gelu):
   """One row [L] at a time, one head at a time."""
   x = p["word_embeddings"]["embedding"][packed.token_id]
   x = x + p["token_type_embeddings"]["embedding"][packed.segment_id]
@@ -112,6 +117,22 @@ def test_encoder_and_pooled_output_match_numpy(params):
     expected = numpy_encode(p, Packed(*(x[row] for x in packed)))
     np.testing.assert_allclose(hidden[row], expected, rtol=0, atol=1e-5)
     np.testing.assert_allclose(pooled[row], np.tanh(dense(p["pooler"], expected[0])), rtol=0, atol=1e-5)
+
+
+def test_exact_gelu_matches_numpy(params, head_params):
+  packed = random_packed((1,), 7)
+  p, head = jax.tree.map(np.float64, (params, head_params))
+  exact = {"gelu_is_approximate": False}
+  hidden = jax.jit(Bert(**SIZES, **exact).apply)({"params": params}, packed)
+  row = Packed(*(x[0] for x in packed))
+  expected = numpy_encode(p, row, gelu=exact_gelu)
+  np.testing.assert_allclose(hidden[0], expected, rtol=0, atol=1e-5)
+  assert np.abs(numpy_encode(p, row) - expected).max() > 1e-4  # the tanh form would not pass
+  word_embedding_VE = params["word_embeddings"]["embedding"]
+  log_prob = MaskedWordHead(23, **exact).apply({"params": head_params}, hidden, word_embedding_VE)
+  x = layer_norm(head["layer_norm"], exact_gelu(dense(head["transform"], np.float64(hidden))))
+  logit = x @ np.float64(word_embedding_VE).T + head["bias"]
+  np.testing.assert_allclose(log_prob, log_softmax(logit, -1), rtol=0, atol=1e-5)
 
 
 def test_masked_word_head_matches_numpy(params, head_params):

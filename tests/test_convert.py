@@ -201,7 +201,11 @@ def test_embeddings_of_other_passages_are_left(openqa, tmp_path, convert):
     ("nan", ["--to=hf"], "'embedder.cls.dense.bias' in "),
     ("other", ["--to=realm", "--corpus=corpus"], "has another vocabulary (70 wordpieces) than "),
     ("short", ["--to=realm", "--corpus=corpus"], "have up to 32 tokens, "),
-    ("/nonexistent/at/all", ["--to=hf"], "/nonexistent/at/all holds no weights: neither HF's form"),
+    (
+      "/nonexistent/at/all",
+      ["--to=hf"],
+      "/nonexistent/at/all holds no weights: neither a run's (checkpoints/)",
+    ),
   ],
 )
 def test_a_refusal_leaves_nothing_behind(openqa, corpus, convert, tmp_path, source, flags, message):
@@ -225,6 +229,17 @@ def test_a_refusal_leaves_nothing_behind(openqa, corpus, convert, tmp_path, sour
   status, out = convert(path, tmp_path / "out", *(flag.replace("=corpus", f"={corpus}") for flag in flags))
   assert status == 1 and message in out and out.startswith("realm convert: ")
   assert sorted(tmp_path.iterdir()) == before
+
+
+def test_a_corpus_takes_the_vocabulary_and_casing_of_a_model(openqa, tmp_path):
+  (tmp_path / "articles.jsonl").write_text('{"id": "1", "title": "Radium", "text": "Radium is a metal."}\n')
+  files.write(tmp_path / "in", {}, None, Vocabulary([*VOCABULARY.tokens, "R", "##R"], lowercase=False))
+  flags = [f"--input={tmp_path / 'articles.jsonl'}", "--passage_length=64", "--tagger=none"]
+  assert cli.run(["build_corpus", *flags, f"--vocab={tmp_path / 'in'}", f"--output={tmp_path / 'cased'}"]) == 0
+  vocabulary = PassageStore(tmp_path / "cased").vocabulary()
+  assert (len(vocabulary), vocabulary.lowercase) == (V + 2, False)
+  assert cli.run(["build_corpus", *flags, f"--vocab={tmp_path}", f"--output={tmp_path / 'none'}"]) == 1
+  assert not (tmp_path / "none").exists()
 
 
 def test_an_output_that_exists_is_refused(openqa, convert, tmp_path):

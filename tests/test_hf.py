@@ -312,6 +312,8 @@ def test_models_of_the_hub_come_by_their_id(tmp_path, monkeypatch):
   )
   with pytest.raises(WeightsError, match=message):
     read_weights("nobody/nothing")
+  with pytest.raises(WeightsError, match=r"^\. holds no weights"):
+    read_weights(".")
   with pytest.raises(WeightsError, match="is a file; give the directory that it is in"):
     read_weights(str(tmp_path / "cache" / "vocab.txt"))
 

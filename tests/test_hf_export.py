@@ -73,6 +73,26 @@ def test_a_class_gets_its_keys_and_nothing_else(tmp_path, tensors, config, class
     assert config_json["num_block_records"] == 5
 
 
+def test_a_realm_without_config_json_has_the_released_ones_settings(tmp_path):
+  sizes = {files.E: 64, files.W: 3, 2 * files.W: 6}
+  shapes = {n: tuple(sizes.get(length, length) for length in v.shape) for n, v in files.open_qa().items()}
+  weights = read(tmp_path, "in", files.random(1, shapes))
+  assert weights.assumed == {
+    "num_heads": 1, "gelu_is_approximate": True, "layer_norm_epsilon": 1e-12, "dropout_rate": 0.1,
+    "projection_layer_norm_epsilon": 1e-12, "max_span_width": 10,
+  }  # fmt: skip
+  assert write_hf(tmp_path / "out", weights) == {"": "RealmForOpenQA"}
+  assert_same(weights, read_hf(tmp_path / "out"))
+
+
+def test_embeddings_alone_are_no_model(tmp_path):
+  for config in (None, files.REALM_CONFIG):
+    weights = read(tmp_path, "in", {"block_emb": np.ones((5, 4), np.float32)}, config)
+    assert (weights.parts, weights.block_emb.shape) == ({}, (5, 4))
+    with pytest.raises(WeightsError, match="holds no network; give the model that its embeddings are of, too"):
+      write_hf(tmp_path / "out", weights)
+
+
 def test_what_hf_never_reads_is_zero_and_is_not_read_back(tmp_path):
   spans_alone = {n: v for n, v in files.random(1, files.reader_shapes()).items() if not n.startswith("cls.")}
   weights = read(tmp_path, "in", spans_alone, files.REALM_CONFIG)
@@ -116,6 +136,16 @@ def test_sources_that_contradict_are_refused(tmp_path):
     merge([tower, exact])
   with pytest.raises(WeightsError, match="both hold retriever/query_tower"):
     merge([tower, tower, tower])
+
+
+def test_a_reader_needs_a_head(tmp_path):
+  tower = read(tmp_path, "e", embedder(), files.REALM_CONFIG)
+  bert = read(tmp_path, "b", files.random(1, files.bert_shapes()), files.CONFIG | {"hidden_act": "gelu_new"})
+  with pytest.raises(WeightsError, match="beside a retriever a BERT is taken for the reader, and this"):
+    merge([tower, bert])
+  reader = read(tmp_path, "r", files.random(1, files.bert_shapes("realm.")), files.REALM_CONFIG)
+  with pytest.raises(WeightsError, match="has a reader with neither head, for which HF has no class"):
+    write_hf(tmp_path / "out", reader)
 
 
 def test_a_model_that_hf_has_no_word_for_is_refused(tmp_path):

@@ -1,5 +1,6 @@
 """Start from a BERT in HF's form: where every tensor lands, and refusals."""
 
+import hf_files as files
 import jax
 import numpy as np
 import pytest
@@ -182,6 +183,42 @@ def test_pretraining_starts_from_a_warm_retriever_and_a_warm_reader(tmp_path):
     initial_params(config, VOCABULARY)
 
 
+def test_the_masked_word_head_is_taken_too(tmp_path):
+  config = tiny_config()
+  config.init = str(files.write(tmp_path, files.masked_lm()))
+  head = initial_params(config, VOCABULARY)["reader"]["masked_word_head"]
+  tensors = files.masked_lm()
+  np.testing.assert_array_equal(head["transform"]["kernel"], tensors["cls.predictions.transform.dense.weight"].T)
+  np.testing.assert_array_equal(head["bias"], tensors["cls.predictions.bias"])
+
+
+def test_an_open_qa_model_of_hf_is_taken_as_a_whole(tmp_path):
+  config = tiny_config("finetune", max_span_width=4)
+  config.model.span_hidden_size = 7
+  config.init = str(files.write(tmp_path, files.open_qa(), files.REALM_CONFIG))
+  params = initial_params(config, VOCABULARY)
+  source = read_weights(config.init).tree()
+  assert_same_tree(params["reader"], source["reader"])
+  for tower in ("query_tower", "passage_tower"):
+    assert_same_tree(params["retriever"][tower], source["retriever"]["query_tower"])
+
+
+def test_refuses_another_activation_and_another_casing(tmp_path):
+  config = tiny_config()
+  config.init = str(files.write(tmp_path, files.masked_lm(), files.CONFIG))
+  with pytest.raises(ValueError, match="has gelu_is_approximate=False, the config True; set --config.model.gelu_is"):
+    initial_params(config, VOCABULARY)
+  (tmp_path / "tokenizer_config.json").write_text('{"do_lower_case": false}')
+  with pytest.raises(
+    ValueError, match=r"\(13 wordpieces, uncased\) than .* \(13 wordpieces, cased\); build the corpus"
+  ):
+    initial_params(config, VOCABULARY)
+  for name in ("vocab.txt", "tokenizer_config.json"):
+    (tmp_path / name).unlink()
+  with pytest.raises(ValueError, match="has no vocabulary; put its vocab.txt there, so that it can be compared"):
+    initial_params(config, VOCABULARY)
+
+
 def test_refuses_another_vocabulary(bert_dir):
   config = tiny_config()
   config.init = str(bert_dir)
@@ -215,5 +252,5 @@ def test_refuses_other_sizes(bert_dir, model, message):
 def test_refuses_what_is_no_start(tmp_path):
   config = tiny_config()
   config.init = str(tmp_path)
-  with pytest.raises(ValueError, match=r"^.* holds no weights: neither HF's form \(model.safetensors with"):
+  with pytest.raises(ValueError, match=r"^.* holds no weights: neither a run's"):
     initial_params(config, VOCABULARY)

@@ -1,8 +1,11 @@
 """Google's checkpoints, by the names that are in the released ones."""
 
+import random
+
 import hf_files as files
 import numpy as np
 import pytest
+from test_safetensors_file import mutated
 
 from realm_jax.weights.hf import read_hf
 from realm_jax.weights.source import merge, read_weights
@@ -114,6 +117,13 @@ def test_a_fine_tuned_checkpoint(released, tmp_path):
   assert_same(weights, READER, tmp_path / "reader")
 
 
+def test_a_fine_tuned_model_with_the_tower_that_embedded_the_passages(released):
+  sources = ("tuned/model.ckpt-300000.index", "pretrained/embedder", "pretrained/embedder/encoded/encoded.ckpt")
+  weights = merge([read_weights(str(released / source)) for source in sources])
+  assert weights.parts.keys() == {"retriever/query_tower", "retriever/passage_tower", "reader"}
+  assert weights.block_emb.shape == (5, 4) and weights.vocabulary.digest == files.VOCABULARY.digest
+
+
 def test_googles_bert(tmp_path):
   prefix = save(tmp_path / "bert_model.ckpt", variables(ENCODER, "bert", "", ""))
   files.VOCABULARY.save(tmp_path / "vocab.txt")
@@ -141,3 +151,21 @@ def test_damaged_checkpoints_are_refused(tmp_path):
   index.write_bytes(index.read_bytes()[:-20])
   with pytest.raises(WeightsError, match=r"x.ckpt can't be read \("):
     read_weights(str(prefix))
+
+
+@pytest.mark.slow
+def test_a_thousand_damaged_checkpoints_give_our_error_or_none(tmp_path):
+  prefix = save(tmp_path / "x.ckpt", variables(ENCODER, "bert", "", ""))
+  files.VOCABULARY.save(tmp_path / "vocab.txt")
+  parts = {path: path.read_bytes() for path in tmp_path.glob("x.ckpt.*")}
+  rng = random.Random(0)
+  num_refused = 0
+  for _ in range(1000):
+    path = rng.choice(sorted(parts))
+    path.write_bytes(mutated(parts[path], rng))
+    try:
+      read_weights(str(prefix)).tree()
+    except WeightsError:
+      num_refused += 1
+    path.write_bytes(parts[path])
+  assert num_refused > 900

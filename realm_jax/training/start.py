@@ -13,7 +13,7 @@ from realm_jax.config import STAGES, make_reader, make_retriever
 from realm_jax.data.vocabulary import Vocabulary
 from realm_jax.index.params import restore_params
 from realm_jax.index.run_dir import RunDir
-from realm_jax.weights.recognition import Weights
+from realm_jax.weights.contents import Weights
 from realm_jax.weights.source import read_weights
 
 
@@ -51,7 +51,7 @@ def _read(path: str, config: ConfigDict, vocabulary: Vocabulary) -> dict[str, An
   if not path:
     return {}
   run_dir = RunDir(path)
-  if run_dir.config.exists() and "stage" in run_dir.read_config():  # HF's directories have a config.json too
+  if run_dir.checkpoints.exists():
     return restore_params(run_dir)[1]
   weights = read_weights(path)
   if weights.vocabulary is None:

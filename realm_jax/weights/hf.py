@@ -8,7 +8,8 @@ from typing import Any
 
 from realm_jax.weights import names
 from realm_jax.weights.compact import CompactTensors, is_compact
-from realm_jax.weights.recognition import Weights, recognise, with_shared_towers
+from realm_jax.weights.contents import Weights, with_shared_towers
+from realm_jax.weights.recognition import recognise
 from realm_jax.weights.safetensors_file import SafetensorsFile, ShardedSafetensors, read_json
 from realm_jax.weights.tensors import Tensors, WeightsError
 from realm_jax.weights.torch_file import TorchFiles
@@ -54,13 +55,15 @@ def read_hf(directory: pathlib.Path) -> Weights:
   weights = recognise(_open(directory), names.HF)
   vocabulary = read_vocabulary(directory)
   weights = weights._replace(where=str(directory), vocabulary=vocabulary)
-  if vocabulary is not None and weights.model and len(vocabulary) != weights.model["vocab_size"]:
+  if weights.model and vocabulary is not None and len(vocabulary) != weights.model["vocab_size"]:
     raise WeightsError(
       f"the vocabulary in {directory} has {len(vocabulary)} wordpieces, the word embeddings have "
       f"{weights.model['vocab_size']} rows; they are of different models: get both from the same place"
     )
+  if not weights.model:  # passages' embeddings alone
+    return weights
   if config is None:
-    return weights._replace(assumed=_conventions(weights.model))
+    return weights._replace(assumed=_conventions(weights))
   return _with_config(weights, config, directory)
 
 
@@ -166,9 +169,12 @@ def _fraction(config: dict[str, Any], field: str, path: pathlib.Path, default: f
   return float(value)
 
 
-def _conventions(model: dict[str, Any]) -> dict[str, Any]:
-  """What config.json would tell, as every BERT of Google's has it at HF."""
-  assumed = {"gelu_is_approximate": False, "layer_norm_epsilon": 1e-12, "dropout_rate": 0.1}
-  if model and model["hidden_size"] % 64 == 0:
-    assumed["num_heads"] = model["hidden_size"] // 64
+def _conventions(weights: Weights) -> dict[str, Any]:
+  """What config.json would tell, as the BERTs of HF and the released REALMs have it."""
+  is_realm = names.BERT not in weights.parts
+  assumed = {"gelu_is_approximate": is_realm, "layer_norm_epsilon": 1e-12, "dropout_rate": 0.1}
+  if is_realm:
+    assumed |= {"projection_layer_norm_epsilon": 1e-12, "max_span_width": 10}
+  if weights.model["hidden_size"] % 64 == 0:
+    assumed["num_heads"] = weights.model["hidden_size"] // 64
   return assumed

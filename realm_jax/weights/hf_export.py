@@ -11,9 +11,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from realm_jax.weights import names
+from realm_jax.weights.contents import Weights
 from realm_jax.weights.hf import HIDDEN_ACT, OURS, SIZE_FIELDS, SPAN_LAYER_NORM_EPSILON
 from realm_jax.weights.names import Network
-from realm_jax.weights.recognition import BLOCK_EMB, Weights
+from realm_jax.weights.recognition import BLOCK_EMB
 from realm_jax.weights.safetensors_file import write_safetensors
 from realm_jax.weights.source import EMBEDDER, ENCODER, PASSAGE_EMBEDDER
 from realm_jax.weights.tensors import WeightsError
@@ -67,6 +68,8 @@ def hf_classes(weights: Weights) -> dict[str, str]:
   if names.BERT in parts:
     return {"": "BertForPreTraining" if names.MASKED_WORD_HEAD in parts[names.BERT] else "BertModel"}
   has_reader, has_spans = names.READER in parts, names.SPAN_HEAD in parts.get(names.READER, ())
+  if has_reader and not has_spans and names.MASKED_WORD_HEAD not in parts[names.READER]:
+    raise WeightsError(f"{weights.where} has a reader with neither head, for which HF has no class; take the retriever")
   retriever = "RealmScorer" if names.PASSAGE_TOWER in parts else "RealmEmbedder"
   reader = "RealmReader" if has_spans else "RealmKnowledgeAugEncoder"
   if not has_reader or names.QUERY_TOWER not in parts:
@@ -83,12 +86,7 @@ def write_hf(directory: pathlib.Path, weights: Weights) -> dict[str, str]:
   Raises:
     WeightsError: HF's classes can't describe the model.
   """
-  model = weights.assumed | weights.model
-  if "num_heads" not in model:
-    raise WeightsError(
-      f"nothing says how many heads {weights.where} has, and its hidden size {model['hidden_size']} is no multiple of "
-      "64; put a config.json with num_attention_heads beside it"
-    )
+  model = weights.complete_model()
   if model.get("projection_layer_norm_epsilon", model["layer_norm_epsilon"]) != model["layer_norm_epsilon"]:
     raise WeightsError(
       f"{weights.where} has projection_layer_norm_epsilon={model['projection_layer_norm_epsilon']} and "
@@ -165,7 +163,7 @@ def _passage_tower_alone(weights: Weights) -> Weights:
 
 
 def _config(class_name: str, weights: Weights) -> dict[str, Any]:
-  model = weights.assumed | weights.model
+  model = weights.complete_model()
   is_realm = class_name.startswith("Realm")
   config = {theirs: model[ours] for theirs, ours in SIZE_FIELDS.items() if ours in model}
   config |= {

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from realm_jax.weights import names
+from realm_jax.weights.contents import Weights
 from realm_jax.weights.hf import holds_weights, read_hf
 from realm_jax.weights.hub import download, is_hub_id
-from realm_jax.weights.recognition import Weights
 from realm_jax.weights.tensorflow_checkpoint import find_prefix, read_tensorflow
 from realm_jax.weights.tensors import WeightsError
 
@@ -41,8 +41,8 @@ def read_weights(name: str) -> Weights:
   found += [path / part for part in _DIRECTORIES if holds_weights(path / part)]
   if not found:
     raise WeightsError(
-      f"{path} holds no weights: neither HF's form (model.safetensors with config.json and vocab.txt) nor a TensorFlow "
-      "checkpoint (NAME.index with NAME.data-00000-of-00001: give its path without .index)"
+      f"{path} holds no weights: neither a run's (checkpoints/), nor HF's form (model.safetensors with config.json and "
+      "vocab.txt), nor a TensorFlow checkpoint (NAME.index with NAME.data-00000-of-00001: give NAME)"
     )
   return merge([read_hf(directory) for directory in found])
 
@@ -58,6 +58,11 @@ def merge(sources: Sequence[Weights]) -> Weights:
   for other in others:
     merged = _merge(merged, other)
   if names.BERT in merged.parts and names.QUERY_TOWER in merged.parts and names.READER not in merged.parts:
+    if names.MASKED_WORD_HEAD not in merged.parts[names.BERT]:
+      raise WeightsError(
+        f"{merged.where}: beside a retriever a BERT is taken for the reader, and this one has no masked-word head; to "
+        "train from both give them as --config.init and --config.init_reader"
+      )
     merged = _move(_without_pooler(merged), names.BERT, names.READER)
   return merged
 

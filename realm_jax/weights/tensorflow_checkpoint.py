@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 
 from realm_jax.weights import names
-from realm_jax.weights.recognition import Weights, recognise
+from realm_jax.weights.contents import Weights
+from realm_jax.weights.recognition import recognise
 from realm_jax.weights.safetensors_file import read_json
 from realm_jax.weights.tensors import WeightsError
 from realm_jax.weights.vocabulary_file import read_vocabulary
@@ -28,25 +29,24 @@ class TensorFlowCheckpoint:
     total = int(shards[0].name[-5:]) if shards and shards[0].name[-5:].isdigit() else 1
     if len(shards) != total:
       raise WeightsError(f"{prefix} has {len(shards)} of {total} files *.data-*: half a download? Get it again")
-    self._error = (tf.errors.OpError, ValueError, RuntimeError)
     try:
       self._reader = tf.train.load_checkpoint(self.where)
       self.shapes = {name: tuple(s) for name, s in self._reader.get_variable_to_shape_map().items()}
-    except self._error as error:
+    except Exception as error:  # a damaged file gives any of Python's errors, from IndexError to MemoryError
       raise WeightsError(f"{prefix} can't be read ({_first_line(error)}); get it again") from error
 
   def read(self, name: str, rows: slice = slice(None)) -> np.ndarray:
     try:
       return self._reader.get_tensor(name)[rows]
-    except self._error as error:
+    except Exception as error:  # as above
       raise WeightsError(f"{name!r} in {self.where} can't be read ({_first_line(error)}); get it again") from error
 
 
 def find_prefix(path: pathlib.Path) -> pathlib.Path | None:
-  """The checkpoint that a path means: a prefix itself, or a hub module's directory."""
-  for prefix in (path, path / "variables" / "variables", path / "encoded.ckpt", path.with_suffix("")):
-    if prefix.with_name(f"{prefix.name}.index").is_file():
-      return prefix
+  """The checkpoint that a path means: a prefix itself, its index, or a hub module's directory."""
+  for index in (path.parent / f"{path.name}.index", path / "variables" / "variables.index", path):
+    if index.suffix == ".index" and index.is_file():
+      return index.with_suffix("")
   return None
 
 
