@@ -167,7 +167,10 @@ def _config(weights: Weights, store: PassageStore) -> ConfigDict:
     )
   reader = weights.parts.get(names.READER, ())
   found = "finetune" if names.SPAN_HEAD in reader else "pretrain" if names.MASKED_WORD_HEAD in reader else "ict"
-  config = paper_config(min(weights.stage or found, found, key=_STAGES.index))
+  trained = {"": found, "mlm": "pretrain"}.get(
+    weights.stage, weights.stage
+  )  # of mlm's networks the retriever was added
+  config = paper_config(min(trained, found, key=_STAGES.index))
   config.model.update({field: value for field, value in model.items() if field in config.model})
   config.model.towers_are_shared = names.PASSAGE_TOWER not in weights.parts
   config.update(weights.reading)

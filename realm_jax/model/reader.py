@@ -61,11 +61,15 @@ class SpanHead(nn.Module):
     def dense(size, name):
       return nn.Dense(size, kernel_init=nn.initializers.truncated_normal(0.02), name=name)
 
-    start, end = span_candidates(hidden.shape[-2], self.max_width)
+    # All starts against all ends of one width are two slices: a gather's gradient is a scatter, which takes far longer.
+    length = hidden.shape[-2]
+    widths = range(min(self.max_width, length))
     start_half, end_half = jnp.split(dense(2 * self.hidden_size, "endpoint")(hidden.astype(jnp.float32)), 2, axis=-1)
-    x = jax.nn.relu(start_half[..., start, :] + end_half[..., end, :])
+    endpoints = [start_half[..., : length - w, :] + end_half[..., w:, :] for w in widths]
+    is_inside = [is_body[..., : length - w] & is_body[..., w:] for w in widths]
+    x = jax.nn.relu(jnp.concatenate(endpoints, -2))
     logit = dense(1, "score")(nn.LayerNorm(self.layer_norm_epsilon, name="layer_norm")(x))[..., 0]
-    return jnp.where(is_body[..., start] & is_body[..., end], logit, logit + _MASKED_LOGIT)
+    return jnp.where(jnp.concatenate(is_inside, -1), logit, logit + _MASKED_LOGIT)
 
 
 def span_candidates(length: int, max_width: int) -> tuple[np.ndarray, np.ndarray]:

@@ -41,12 +41,14 @@ def train(config: ConfigDict, run_dir: RunDir, *, log: Callable[[str], None] = p
   vocabulary = store.vocabulary()
   stage = make_stage(config, store, vocabulary)
   optimizer = _make_optimizer(config, stage)
-  claim_run_dir(config, run_dir)
+  check_run_dir(config, run_dir)
   checkpoints = Checkpoints(run_dir, keep=config.checkpoint.keep)
   tower_writer = TowerWriter(run_dir) if "retriever" in STAGES[config.stage] else None
 
-  # The order is important. 1. Resume. 2. Export, for without parameters there is no index. 3. Wait for an index.
+  # The order is important. 1. Resume. 2. Claim the directory, with a config that can start. 3. Export, for without
+  # parameters there is no index. 4. Wait for an index.
   state = _start_or_resume(config, checkpoints, optimizer, vocabulary)
+  run_dir.write_config(config.to_dict())
   first_step = int(state.step)
   if tower_writer:
     tower_writer.write(first_step, passage_tower_params(state.params["retriever"]))
@@ -89,21 +91,19 @@ def train(config: ConfigDict, run_dir: RunDir, *, log: Callable[[str], None] = p
   run_dir.done.write_text("done\n")
 
 
-def claim_run_dir(config: ConfigDict, run_dir: RunDir) -> None:
-  """Stores the config; a run directory that has one takes only changes that leave the steps made as they were."""
-  stored = _flatten(stored_config(run_dir.read_config()).to_dict()) if run_dir.config.exists() else None
-  now = _flatten(config.to_dict())
-  if stored is not None:
-    different = [k for k in sorted(stored | now) if stored.get(k) != now.get(k) and k not in _FREE_FIELDS]
-    if different:
-      k = different[0]
-      raise ValueError(
-        f"{run_dir.path} belongs to a run with {k}={stored.get(k)!r}, now it is {now.get(k)!r}"
-        f"{f' (and {len(different) - 1} more fields differ)' if len(different) > 1 else ''}; "
-        "use the same config to resume, or another --workdir"
-      )
-  if stored != now:
-    run_dir.write_config(config.to_dict())
+def check_run_dir(config: ConfigDict, run_dir: RunDir) -> None:
+  """A run directory that has a config takes only changes that leave the steps made as they were."""
+  if not run_dir.config.exists():
+    return
+  stored, now = _flatten(stored_config(run_dir.read_config()).to_dict()), _flatten(config.to_dict())
+  different = [k for k in sorted(stored | now) if stored.get(k) != now.get(k) and k not in _FREE_FIELDS]
+  if different:
+    k = different[0]
+    raise ValueError(
+      f"{run_dir.path} belongs to a run with {k}={stored.get(k)!r}, now it is {now.get(k)!r}"
+      f"{f' (and {len(different) - 1} more fields differ)' if len(different) > 1 else ''}; "
+      "use the same config to resume, or another --workdir"
+    )
 
 
 def count_tokens(batch: Any) -> int:

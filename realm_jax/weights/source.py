@@ -16,6 +16,7 @@ from realm_jax.weights.tensors import WeightsError
 # Below a directory, where one class of HF's can't hold all networks of ours; the order matters, see `merge`.
 EMBEDDER, ENCODER, PASSAGE_EMBEDDER = "embedder", "encoder", "passage_embedder"
 _DIRECTORIES = (EMBEDDER, ENCODER, PASSAGE_EMBEDDER)
+_STAGES = ("", "ict", "mlm", "pretrain", "finetune")  # each can do what the ones before it can, and more
 _OWN = {"realm-tiny": pathlib.Path(__file__).with_name("tiny")}  # what comes with this package
 
 
@@ -96,7 +97,7 @@ def _merge(a: Weights, b: Weights) -> Weights:
     {f"{w.where}: {name}": why for w in (a, b) for name, why in w.unused.items()},
     _known(a, b),
     a.vocabulary or b.vocabulary,
-    a.stage or b.stage,
+    max(a.stage, b.stage, key=_STAGES.index),
     b.reading | a.reading,
   )
 
