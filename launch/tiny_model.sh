@@ -20,8 +20,7 @@ python launch/tiny_questions.py "$questions" --corpus "$questions/corpus"
 mkdir -p "$runs/finetune"
 realm refresh_index --workdir="$runs/finetune" --quiet > "$runs/finetune/indexer.log" 2>&1 &
 realm train --config=configs/wiki.py:finetune --config.corpus="$questions/corpus" --config.questions="$questions/questions.jsonl" \
-  --config.init="$runs/pretrain" --workdir="$runs/finetune"
+  --config.init="$runs/ict" --config.init_reader="$runs/reading" --workdir="$runs/finetune"
 wait
-# The reader of fine-tuning answers; for filling in words, and as a start, the package has the one before it.
 realm convert --input="$runs/finetune" --to=compact --output="$runs/realm-tiny"
 echo "$runs/realm-tiny: copy it to realm_jax/weights/tiny"

@@ -1,6 +1,6 @@
 """Writes the training corpus and the training questions of realm-tiny: python launch/tiny_questions.py --help
 
-Questions of SQuAD and HotpotQA, twice, and cloze questions made from Wikipedia itself: a sentence in which "what",
+Questions of SQuAD and HotpotQA, and cloze questions made from Wikipedia itself: a sentence in which "what",
 "who", "which" or "when" stands for a salient span, which is the answer (Lewis et al. 2019).
 """
 
@@ -47,14 +47,14 @@ def write_articles(squad: str, hotpotqa: str, leads: str, output: pathlib.Path) 
 
 
 def write_questions(corpus: str, output: pathlib.Path) -> None:
-  """questions.jsonl: the real ones twice, and cloze questions of the corpus."""
+  """questions.jsonl: the real ones, and cloze questions of the corpus."""
   rng = random.Random(0)
   store = PassageStore(corpus)
   vocabulary = store.vocabulary()
   cloze = [question for i in range(len(store)) for question in cloze_questions(store, vocabulary, i, rng)]
   rng.shuffle(cloze)
   real = [json.loads(line) for line in open(output / "real.jsonl", encoding="utf-8")]
-  questions = real * 2 + cloze[:_NUM_CLOZE]
+  questions = real + cloze[:_NUM_CLOZE]
   rng.shuffle(questions)
   write(questions, output / "questions.jsonl")
 

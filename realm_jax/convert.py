@@ -32,7 +32,7 @@ from realm_jax.model.retriever import passage_tower_params
 from realm_jax.training.checkpoint import Checkpoints
 from realm_jax.weights import names
 from realm_jax.weights.compact import compact
-from realm_jax.weights.contents import Embeddings, Weights, from_tree
+from realm_jax.weights.contents import Embeddings, Weights, from_tree, with_shared_towers
 from realm_jax.weights.hf_export import write_hf
 from realm_jax.weights.recognition import BLOCK_EMB
 from realm_jax.weights.source import merge, read_weights
@@ -68,6 +68,7 @@ def main(values: flags.FlagValues, positional: list[str]) -> None:
   scratch.mkdir(parents=True)
   try:
     if values.to != "realm":
+      weights = with_shared_towers(weights) if values.to == "compact" else weights
       classes = write_hf(scratch, weights)
       if values.to == "compact":
         for below in classes:
