@@ -71,8 +71,15 @@ class Vocabulary:
       for e in self._tokenizer.encode_batch(list(texts), add_special_tokens=False)
     ]
 
+  def to_bytes(self) -> bytes:
+    """The content of vocab.txt."""
+    return "".join(t + "\n" for t in self.tokens).encode()
+
   def save(self, path) -> None:
-    pathlib.Path(path).write_text("".join(t + "\n" for t in self.tokens), encoding="utf-8")
+    pathlib.Path(path).write_bytes(self.to_bytes())
+
+  def __reduce__(self):  # the tokenizer doesn't travel between processes
+    return _restore, (self.tokens, self.lowercase)
 
   @classmethod
   def load(cls, path, *, lowercase: bool) -> Vocabulary:
@@ -114,6 +121,10 @@ class Vocabulary:
     tokenizer.train_from_iterator(texts, trainer)
     id_of = tokenizer.get_vocab()
     return cls(sorted(id_of, key=lambda token: id_of[token]), lowercase=lowercase)
+
+
+def _restore(tokens: tuple[str, ...], lowercase: bool) -> Vocabulary:
+  return Vocabulary(tokens, lowercase=lowercase)
 
 
 def _frequent_characters(texts: Iterable[str], tokenizer: tokenizers.Tokenizer, limit: int) -> list[str]:
