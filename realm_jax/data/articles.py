@@ -6,12 +6,13 @@ import bz2
 import collections
 import contextlib
 import gzip
+import io
 import json
 import lzma
 import pathlib
 import re
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, BinaryIO, NamedTuple, cast
 
 from realm_jax.data.spans import Span
@@ -121,10 +122,11 @@ def _decompress_zst(raw: BinaryIO) -> BinaryIO:
     raise ImportError(
       f'{raw.name} is compressed by Zstandard, which needs a package; run: pip install "realm_jax[wiki]"'
     ) from error
-  return cast(BinaryIO, zstandard.ZstdDecompressor().stream_reader(raw, read_across_frames=True))
+  reader = zstandard.ZstdDecompressor().stream_reader(raw, read_across_frames=True)
+  return cast(BinaryIO, io.BufferedReader(reader))
 
 
-_DECOMPRESS = {
+_DECOMPRESS: dict[str, Callable[[BinaryIO], Any]] = {
   ".gz": lambda raw: gzip.open(raw, "rb"),
   ".xz": lambda raw: lzma.open(raw, "rb"),
   ".bz2": lambda raw: bz2.open(raw, "rb"),
@@ -138,9 +140,10 @@ def naming_damage(path, where: str) -> Iterator[None]:
   """Turns the errors of a file that can't be decompressed into a ValueError."""
   try:
     yield
-  except (EOFError, OSError, lzma.LZMAError, zlib.error) as error:
-    # bz2 raises a plain OSError, without a number.
-    if isinstance(error, OSError) and error.errno is not None:
+  except Exception as error:
+    # bz2 raises a plain OSError, without a number; a disk's errors have one.
+    is_damage = isinstance(error, (EOFError, lzma.LZMAError, zlib.error)) or type(error).__name__ == "ZstdError"
+    if not is_damage and not (isinstance(error, OSError) and error.errno is None):
       raise
     raise ValueError(f"{path} can't be decompressed {where} ({error}); is it cut off? Fetch it again") from error
 

@@ -53,6 +53,9 @@ class Runner(NamedTuple):
   shards_dir: str | None = None  # None: beside the output
 
 
+THIS_PROCESS = Runner()
+
+
 def train_vocabulary(inputs, *, size: int, lowercase: bool, format_name: str | None = None) -> Vocabulary:
   """Learns a vocabulary from titles and texts of the first 500 million characters of the inputs."""
   return Vocabulary.train(_Texts(_as_inputs(inputs), format_name), size=size, lowercase=lowercase)
@@ -87,7 +90,7 @@ def build_passages(
   strict: bool = False,
   num_passages: int | None = None,
   description: dict[str, Any] | None = None,
-  runner: Runner = Runner(),
+  runner: Runner = THIS_PROCESS,
   shard_bytes: int = SHARD_BYTES,
   make_bar: Callable[[str, int], Bar] = NoBar,
 ) -> dict[str, Any]:
@@ -165,7 +168,7 @@ def _name(sources: Sequence[Source]) -> str:
 def _describe(settings: Settings, sources: Sequence[Source]) -> dict[str, Any]:
   """What a reader of the card wants to know; the names of files differ from machine to machine and stay out."""
   return {
-    "formats": sorted({source.format_name for source in sources}),
+    "format": " ".join(sorted({source.format_name for source in sources})),
     "passage_words": settings.passage_words,
     "whole": settings.whole,
     "drop_titles": settings.drop_titles,

@@ -29,7 +29,9 @@ def _builder(path: str):
   try:
     return tfds.builder(name)
   except (tfds.core.registered.DatasetNotFoundError, ValueError) as error:
-    raise ValueError(f"TFDS has no data set {name!r} ({str(error).splitlines()[0]}); see `tfds.list_builders()`") from error
+    raise ValueError(
+      f"TFDS has no data set {name!r} ({str(error).splitlines()[0]}); see `tfds.list_builders()`"
+    ) from error
 
 
 def _examples(path: str) -> Iterable[dict[str, Any]]:

@@ -128,9 +128,10 @@ class _File:
       self._file.close()
 
   def write(self, data: bytes | np.ndarray) -> None:
-    view = memoryview(np.ascontiguousarray(data) if isinstance(data, np.ndarray) else data).cast("B")
-    self._digest.update(view)
-    self._file.write(view)
+    if isinstance(data, np.ndarray):
+      data = data.tobytes()
+    self._digest.update(data)
+    self._file.write(data)
 
   @property
   def digest(self) -> str:
@@ -219,7 +220,7 @@ class PassageStore:
     """uint16 [.., P]: the title's tokens, then the body's, then zeros; of the null passage only zeros."""
     row = self._rows(passage_id)
     length = np.where(passage_id < 0, 0, self.title_length_N[passage_id] + self.body_length_N[passage_id])
-    row[np.arange(self.passage_length) >= length[..., None]] = 0
+    row *= np.arange(self.passage_length) < length[..., None]
     return row
 
   def verify(self) -> None:
@@ -230,7 +231,7 @@ class PassageStore:
         raise ValueError(f"{path} is not what was built (its digest differs); build the corpus again")
 
   def _rows(self, passage_id: np.ndarray) -> np.ndarray:
-    """P tokens from the beginning of each passage on; beyond its end those of the next. -1 is the padding at the end."""
+    """P tokens from the beginning of each passage on; past its end those of the next. -1 is the padding behind all."""
     return self._window[self._offset["token"][passage_id]]
 
   def _map(self, name: str, dtype: str, shape: tuple[int, ...]) -> np.ndarray:

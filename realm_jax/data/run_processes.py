@@ -6,7 +6,7 @@ import itertools
 import multiprocessing
 import os
 import signal
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from multiprocessing import connection
 from typing import NamedTuple
 
@@ -20,7 +20,7 @@ class _Worker(NamedTuple):
   pipe: connection.Connection
 
 
-def run_processes(shards: Iterable[Shard], settings: Settings, directory: str, num_workers: int) -> Iterator[str]:
+def run_processes(shards: Iterable[Shard], settings: Settings, directory: str, num_workers: int) -> Generator[str]:
   """Yields the names of the shards' files, in the shards' order; closing the iterator ends the processes.
 
   A single shard, or num_workers 1, is done in this process.
@@ -60,7 +60,8 @@ def run_processes(shards: Iterable[Shard], settings: Settings, directory: str, n
 
 def _dispatch(shards: Iterable[Shard], workers: list[_Worker]) -> Iterator[tuple[int, str]]:
   """Yields (place in the order, name) as they come."""
-  idle, busy = list(workers), {}
+  idle = list(workers)
+  busy: dict[connection.Connection, tuple[_Worker, int]] = {}
   numbered = enumerate(shards)
   upcoming = next(numbered, None)
   while upcoming is not None or busy:
@@ -69,20 +70,21 @@ def _dispatch(shards: Iterable[Shard], workers: list[_Worker]) -> Iterator[tuple
       worker.pipe.send(upcoming[1])
       busy[worker.pipe] = worker, upcoming[0]
       upcoming = next(numbered, None)  # is read while the workers work
-    for pipe in connection.wait(list(busy)):
+    ready = connection.wait(list(busy))
+    for pipe in [p for p in busy if p in ready]:
       worker, place = busy.pop(pipe)
       try:
-        name, error = pipe.recv()
+        result = pipe.recv()
       except EOFError:
         worker.process.join()
         raise RuntimeError(
           f"a worker process ended with status {worker.process.exitcode} (-9: out of memory?); run the same command "
           "again to go on, with fewer --workers if it was memory"
         ) from None
-      if error is not None:
-        raise error
+      if isinstance(result, Exception):
+        raise result
       idle.append(worker)
-      yield place, name
+      yield place, result
 
 
 def _in_order(results: Iterable[tuple[int, str]]) -> Iterator[str]:
@@ -103,10 +105,11 @@ def _work(pipe: connection.Connection, settings: Settings, directory: str) -> No
       shard = pipe.recv()
     except (EOFError, OSError):
       return
+    result: str | Exception
     try:
-      result = build_shard(shard, settings, directory), None
-    except Exception as error:  # noqa: BLE001 it is raised in the parent
-      result = None, error
+      result = build_shard(shard, settings, directory)
+    except Exception as error:  # it is raised in the parent
+      result = error
     try:
       pipe.send(result)
     except (BrokenPipeError, OSError):

@@ -1,4 +1,4 @@
-"""The unit of work of a corpus build: a few hundred records in, one file of passages out, the same wherever it is done."""
+"""The unit of work of a corpus build: some hundred records in, a file of passages out, wherever it is done."""
 
 from __future__ import annotations
 
@@ -114,7 +114,8 @@ def build_shard(shard: Shard, settings: Settings, directory: str) -> str:
     "left_out": dict(left_out.count),
   }
   content = io.BytesIO()
-  np.savez(content, **columns, **{_SUMMARY: np.frombuffer(json.dumps(summary).encode(), np.uint8)})
+  arrays: dict[str, Any] = columns | {_SUMMARY: np.frombuffer(json.dumps(summary).encode(), np.uint8)}
+  np.savez(content, **arrays)
   write_whole(path, content.getvalue())
   return path.name
 
@@ -140,9 +141,7 @@ def _open(path: epath.Path) -> Iterator[Any]:
     raise OSError(f"{path} was damaged ({error}) and is removed; run the same command again to go on") from error
 
 
-def _parse(
-  shard: Shard, settings: Settings, bad: Rejections, left_out: Rejections
-) -> Iterator[tuple[int, Article]]:
+def _parse(shard: Shard, settings: Settings, bad: Rejections, left_out: Rejections) -> Iterator[tuple[int, Article]]:
   """Yields the wanted articles with their numbers."""
   drop_titles = settings.drop_titles
   if drop_titles is None:

@@ -42,7 +42,7 @@ def split_each(
   passage_words: int | None = None,
   whole: bool = False,
 ) -> Iterator[list[Passage]]:
-  """Yields each article's passages: consecutive sentences, packed greedily while title and body fit (ORQA's rules, 1.4).
+  """Yields each article's passages: consecutive sentences, packed greedily while title and body fit (as ORQA does).
 
   Args:
     articles: texts in one language with sentence punctuation.
