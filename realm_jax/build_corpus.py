@@ -46,6 +46,10 @@ def define_flags(values: flags.FlagValues) -> None:
   flags.DEFINE_bool("sample", False, "Take the built-in sample encyclopedia as input.", flag_values=values)
   flags.DEFINE_string("output", None, "Directory to write; it must not exist.", flag_values=values)
   flags.DEFINE_string("describe", None, "Print the data card of this corpus, and do nothing else.", flag_values=values)
+  flags.DEFINE_string(
+    "export_tfds", None, "Also write the corpus as a data set of TFDS into this directory; without --input, the one "
+    "that --output names.", flag_values=values,
+  )  # fmt: skip
   flags.DEFINE_integer(
     "passage_length", 288, "Wordpieces a passage, title and special tokens included.", 16, 512, flag_values=values
   )
@@ -88,10 +92,19 @@ def main(values: flags.FlagValues, positional: list[str]) -> None:
   if values.describe:
     print(describe_corpus(values.describe))
     return
-  if bool(values.input) == values.sample:
-    raise ValueError("give either --input=FILE or --sample")
   if not values.output:
     raise ValueError("give --output=DIR, where to write the corpus")
+  if values.input or values.sample or not values.export_tfds:
+    _build(values, positional)
+  if values.export_tfds:
+    from realm_jax.data.realm_passages import export_tfds  # noqa: PLC0415 TFDS takes seconds
+
+    print(f"tfds:{export_tfds(values.output, values.export_tfds)}")
+
+
+def _build(values: flags.FlagValues, positional: list[str]) -> None:
+  if bool(values.input) == values.sample:
+    raise ValueError("give either --input=FILE or --sample")
   if positional and values.runner == "processes":
     raise ValueError(f"unexpected {positional[0]!r}: flags after -- are for a runner of Apache Beam, see --runner")
   inputs = [str(SAMPLE_PASSAGES)] if values.sample else values.input

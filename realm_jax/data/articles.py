@@ -13,7 +13,7 @@ import pathlib
 import re
 import zlib
 from collections.abc import Callable, Iterator
-from typing import Any, BinaryIO, NamedTuple, cast
+from typing import Any, BinaryIO, NamedTuple
 
 from realm_jax.data.spans import Span
 
@@ -29,7 +29,9 @@ class Article(NamedTuple):
   id: str
   title: str
   text: str
-  spans: tuple[Span, ...] | None = None  # the source's own salient spans; None where a tagger is to find them
+  # What the source says itself, in characters of the text; None where it is to be found.
+  spans: tuple[Span, ...] | None = None
+  sentence_starts: tuple[int, ...] | None = None
 
 
 class BadRecord(ValueError):
@@ -115,15 +117,41 @@ def open_bytes(path) -> Iterator[tuple[BinaryIO, BinaryIO]]:
       yield raw, raw
 
 
-def _decompress_zst(raw: BinaryIO) -> BinaryIO:
+def _decompress_zst(raw: BinaryIO) -> io.BufferedReader:
   try:
     import zstandard  # noqa: PLC0415 an extra
   except ImportError as error:
     raise ImportError(
       f'{raw.name} is compressed by Zstandard, which needs a package; run: pip install "realm_jax[wiki]"'
     ) from error
-  reader = zstandard.ZstdDecompressor().stream_reader(raw, read_across_frames=True)
-  return cast(BinaryIO, io.BufferedReader(reader))
+  return io.BufferedReader(_ZstReader(raw, zstandard.ZstdDecompressor()))
+
+
+class _ZstReader(io.RawIOBase):
+  """The package's own reader takes a file that is cut off for one that ends."""
+
+  def __init__(self, raw: BinaryIO, decompressor: Any):
+    self._raw, self._decompressor = raw, decompressor
+    self._frame = decompressor.decompressobj()
+    self._is_between, self._left = True, b""
+
+  def readable(self) -> bool:
+    return True
+
+  def readinto(self, buffer) -> int:
+    while not self._left:
+      piece = self._frame.unused_data if self._frame.eof else b""
+      if self._frame.eof:
+        self._frame, self._is_between = self._decompressor.decompressobj(), True
+      piece = piece or self._raw.read(1 << 16)
+      if not piece:
+        if not self._is_between:
+          raise EOFError("the last frame has no end")
+        return 0
+      self._left, self._is_between = self._frame.decompress(piece), False
+    num_bytes = min(len(buffer), len(self._left))
+    buffer[:num_bytes], self._left = self._left[:num_bytes], self._left[num_bytes:]
+    return num_bytes
 
 
 _DECOMPRESS: dict[str, Callable[[BinaryIO], Any]] = {

@@ -51,11 +51,12 @@ def _examples(path: str) -> Iterable[dict[str, Any]]:
 
 
 def _read(path: str) -> Iterator[Record]:
-  # No data set of articles in TFDS has ids; the number is stable, as its files are.
+  # The articles of TFDS have no ids; the number is stable, as its files are.
   for number, example in enumerate(_examples(path), 1):
     record = {"id": example.get("id", number - 1), "title": example["title"], "text": example["text"]}
-    if "spans" in example:
-      record["spans"] = {key: [_plain(v) for v in example["spans"][key]] for key in ("start", "limit", "type")}
+    for name, keys in (("spans", ("start", "limit", "type")), ("sentences", ("start",))):
+      if name in example:
+        record[name] = {key: list(example[name][key]) for key in keys}
     # Surrogate escapes carry what isn't UTF-8 to the parser, which rejects it.
     yield Record(number, json.dumps(record, default=_plain).encode(), number)
 
@@ -67,23 +68,30 @@ def _plain(value: Any) -> str | int:
 def _parse(data: bytes) -> Article:
   record = parse_json(data)
   article = make_article(record)
-  if "spans" not in record:
-    return article
-  spans = record["spans"]
   # Offsets count bytes, from the text's beginning before it was stripped.
   text = record["text"].encode()
   lost = len(record["text"]) - len(record["text"].lstrip())
-  found = []
-  for start, limit, type_ in zip(spans["start"], spans["limit"], spans["type"], strict=True):
-    try:
-      first = len(text[:start].decode()) - lost
-      last = len(text[:limit].decode()) - lost
-    except UnicodeDecodeError:
-      raise BadRecord("a span that cuts a character") from None
-    if not 0 <= start < limit <= len(text) or first < 0:
+  if "sentences" in record:
+    starts = [max(0, _characters(text, start) - lost) for start in record["sentences"]["start"]]
+    article = article._replace(sentence_starts=tuple(starts))
+  if "spans" in record:
+    columns = record["spans"]
+    spans = [
+      Span(_characters(text, start) - lost, _characters(text, limit) - lost, _KIND.get(type_.lower(), "entity"))
+      for start, limit, type_ in zip(columns["start"], columns["limit"], columns["type"], strict=True)
+    ]
+    if any(not 0 <= span.start < span.end <= len(article.text) for span in spans):
       raise BadRecord("a span outside of the text")
-    found.append(Span(first, last, _KIND.get(type_.lower(), "entity")))
-  return article._replace(spans=tuple(sorted(found)))
+    article = article._replace(spans=tuple(sorted(spans)))
+  return article
+
+
+def _characters(text: bytes, num_bytes: int) -> int:
+  """How many characters that many bytes at the beginning are."""
+  try:
+    return len(text[: max(0, num_bytes)].decode())
+  except UnicodeDecodeError:
+    raise BadRecord("a span or sentence that begins or ends within a character") from None
 
 
 def _size(path: str) -> int:

@@ -66,7 +66,7 @@ def split_each(
       yield []
       continue
     is_continuation = vocabulary.is_continuation_V[body.token_id]
-    starts = _first_tokens(body, [b["start_index"] for b in sentencex.get_sentence_boundaries("en", article.text)])
+    starts = _first_tokens(body, _sentence_starts(article))
     if whole:
       cuts = [0, min(num_tokens, room)]
     elif passage_words is not None:
@@ -104,6 +104,12 @@ def _spans_between(spans: Sequence[Span] | None, begin: int, end: int) -> tuple[
   if spans is None:
     return None
   return tuple(Span(s.start - begin, s.end - begin, s.kind) for s in spans if begin <= s.start and s.end <= end)
+
+
+def _sentence_starts(article: Article) -> Sequence[int]:
+  if article.sentence_starts is not None:
+    return article.sentence_starts
+  return [boundary["start_index"] for boundary in sentencex.get_sentence_boundaries("en", article.text)]
 
 
 def _first_tokens(encoding: Encoding, begins: Sequence[int]) -> np.ndarray:
