@@ -31,8 +31,9 @@ from absl import flags
 from realm_jax import cli
 from realm_jax.data.build import Runner, build_passages, train_vocabulary
 from realm_jax.data.card import describe_corpus
+from realm_jax.data.passages import refuse_existing
 from realm_jax.data.sample import SAMPLE_PASSAGES
-from realm_jax.data.sources import FORMATS
+from realm_jax.data.sources import FORMATS, find_sources
 from realm_jax.data.spans import Tagger, make_tagger
 from realm_jax.data.tag_cache import CachedTagger
 from realm_jax.data.vocabulary import Vocabulary
@@ -111,6 +112,9 @@ def _build(values: flags.FlagValues, positional: list[str]) -> None:
   description = {"source": values.source, "license": values.license}
   if values.sample:
     description = {"source": "the sample encyclopedia of realm_jax", "license": "Apache-2.0"}
+  # Before a vocabulary is learnt, which takes time.
+  refuse_existing(pathlib.Path(values.output))
+  find_sources(inputs, values.format)
   vocabulary = _vocabulary(values, inputs)
   result = build_passages(
     inputs,

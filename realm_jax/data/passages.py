@@ -218,10 +218,8 @@ class PassageStore:
 
   def padded_tokens(self, passage_id: np.ndarray) -> np.ndarray:
     """uint16 [.., P]: the title's tokens, then the body's, then zeros; of the null passage only zeros."""
-    row = self._rows(passage_id)
     length = np.where(passage_id < 0, 0, self.title_length_N[passage_id] + self.body_length_N[passage_id])
-    row *= np.arange(self.passage_length) < length[..., None]
-    return row
+    return self._rows(passage_id) * (np.arange(self.passage_length) < length[..., None])
 
   def verify(self) -> None:
     """Reads every file and compares its digest; raises ValueError that names the first that differs."""
