@@ -81,15 +81,17 @@ def _parse(data: bytes) -> Article:
       for start, limit, type_ in zip(columns["start"], columns["limit"], columns["type"], strict=True)
     ]
     if any(not 0 <= span.start < span.end <= len(article.text) for span in spans):
-      raise BadRecord("a span outside of the text")
+      raise BadRecord("a span or sentence outside of the text")
     article = article._replace(spans=tuple(sorted(spans)))
   return article
 
 
 def _characters(text: bytes, num_bytes: int) -> int:
   """How many characters that many bytes at the beginning are."""
+  if not 0 <= num_bytes <= len(text):
+    raise BadRecord("a span or sentence outside of the text")
   try:
-    return len(text[: max(0, num_bytes)].decode())
+    return len(text[:num_bytes].decode())
   except UnicodeDecodeError:
     raise BadRecord("a span or sentence that begins or ends within a character") from None
 

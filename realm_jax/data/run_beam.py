@@ -41,13 +41,17 @@ def run_beam(
     _ = (
       pipeline
       | "sources" >> beam.Create(list(enumerate(sources)))
-      | "cut" >> beam.FlatMapTuple(cut_shards, shard_bytes)
+      | "cut" >> beam.FlatMap(_cut, shard_bytes)
       | "spread" >> beam.Reshuffle()
       | "build" >> beam.Map(_build, settings, directory)
       | "collect" >> beam.combiners.ToList()
       | "list" >> beam.Map(_write_names, str(names_path))
     )
   yield from json.loads(names_path.read_text())
+
+
+def _cut(numbered_source: tuple[int, Source], shard_bytes: int) -> Iterator[Shard]:
+  return cut_shards(*numbered_source, shard_bytes)
 
 
 def _build(shard: Shard, settings: Settings, directory: str) -> str:
