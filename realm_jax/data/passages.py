@@ -219,7 +219,9 @@ class PassageStore:
   def padded_tokens(self, passage_id: np.ndarray) -> np.ndarray:
     """uint16 [.., P]: the title's tokens, then the body's, then zeros; of the null passage only zeros."""
     length = np.where(passage_id < 0, 0, self.title_length_N[passage_id] + self.body_length_N[passage_id])
-    return self._rows(passage_id) * (np.arange(self.passage_length) < length[..., None])
+    # Row l keeps the first l tokens: a look-up is faster than a comparison for every token.
+    keep = np.tri(self.passage_length + 1, self.passage_length, -1, bool) * np.uint16(0xFFFF)
+    return self._rows(passage_id) & keep[length]
 
   def verify(self) -> None:
     """Reads every file and compares its digest; raises ValueError that names the first that differs."""
