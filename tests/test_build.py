@@ -176,6 +176,42 @@ def test_a_file_that_is_cut_off_leaves_nothing(tmp_path, vocabulary):
   assert [p.name for p in tmp_path.iterdir()] == ["in.jsonl.gz"]
 
 
+TITLES = {"1": "List of cats", "2": "Cat (disambiguation)", "3": "A List of cats"}
+
+
+@pytest.mark.parametrize(
+  ("name", "options", "ids", "is_split"),
+  [
+    ("in.jsonl", {}, "123", True),
+    ("in.jsonl", {"whole": True}, "123", False),
+    ("wiki_00", {}, "3", True),
+    ("wiki_00", {"drop_titles": ""}, "123", True),
+    ("wiki_00", {"drop_titles": "A ", "whole": True}, "12", False),
+    ("in.tsv", {}, "123", False),
+    ("in.tsv", {"whole": False, "drop_titles": r".*\("}, "13", True),
+  ],
+)
+def test_a_format_says_what_is_dropped_and_split(tmp_path, vocabulary, name, options, ids, is_split):
+  text = "Born in 1815. " * 20
+  if name == "in.tsv":
+    lines = [f"{id_}\t{text}\t{title}" for id_, title in TITLES.items()]
+  else:
+    lines = [json.dumps({"id": id_, "title": title, "text": text}) for id_, title in TITLES.items()]
+  result = run(write_lines(tmp_path / name, *lines), tmp_path / "out", vocabulary, **options)
+  store = PassageStore(tmp_path / "out")
+  found = [store.id(i).split("#") for i in range(len(store))]
+  assert sorted({id_ for id_, *_ in found}) == list(ids)
+  assert {len(parts) == 2 for parts in found} == {is_split}
+  assert sum(result["left_out"].values()) == 3 - len(ids) and result["num_articles"] == len(ids)
+
+
+def test_the_same_id_in_two_inputs_is_named(tmp_path, vocabulary):
+  paths = [write_lines(tmp_path / name, "{}", json.dumps(ARTICLES[0])) for name in ("a.jsonl", "b.jsonl")]
+  message = r"a.jsonl, line 2, and .*b.jsonl, line 2, have the same id 'a'; ids must be unique"
+  with pytest.raises(ValueError, match=message):
+    run(paths, tmp_path / "out", vocabulary)
+
+
 def test_overwrites_no_store(input_path, tmp_path, vocabulary):
   run(input_path, tmp_path / "out", vocabulary)
   before = PassageStore(tmp_path / "out").content_digest
