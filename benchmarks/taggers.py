@@ -48,10 +48,8 @@ def main() -> None:
       recall = sum(map(count, reference, spans)) / max(1, sum(map(len, reference)))
       f1 = 2 * precision * recall / max(1e-9, precision + recall)
       print(f"{judged} against {name}, {how}: precision {precision:.3f}, recall {recall:.3f}, F1 {f1:.3f}")
-    by_kind = recall_by_kind(spans, reference)
-    print(
-      f"{judged} finds (overlap) of {name}'s " + ", ".join(f"{kind} {share:.3f}" for kind, share in by_kind.items())
-    )
+    shares = ", ".join(f"{kind} {share:.3f}" for kind, share in recall_by_kind(spans, reference))
+    print(f"{judged} finds (overlap) of {name}'s: {shares}")
 
 
 def count_equal(spans: list[Span], others: list[Span]) -> int:

@@ -9,11 +9,12 @@ import gzip
 import io
 import json
 import lzma
-import pathlib
 import re
 import zlib
 from collections.abc import Callable, Iterator
 from typing import Any, BinaryIO, NamedTuple
+
+from etils import epath
 
 from realm_jax.data.spans import Span
 
@@ -104,13 +105,18 @@ def decode(data: bytes) -> str:
     raise BadRecord("bytes that are not UTF-8") from None
 
 
+def file_size(path) -> int:
+  """In bytes, as it lies there."""
+  return epath.Path(path).stat().length
+
+
 @contextlib.contextmanager
 def open_bytes(path) -> Iterator[tuple[BinaryIO, BinaryIO]]:
   """Opens a plain, .gz, .xz, .bz2 or .zst file: its content, and the file itself, whose position tells the progress."""
-  path = pathlib.Path(path)
+  path = epath.Path(path)
   if not path.is_file():
     raise FileNotFoundError(f"no input file at {path}")
-  with open(path, "rb") as raw, contextlib.ExitStack() as stack:
+  with path.open("rb") as raw, contextlib.ExitStack() as stack:
     if path.suffix in _DECOMPRESS:
       yield stack.enter_context(_DECOMPRESS[path.suffix](raw)), raw
     else:

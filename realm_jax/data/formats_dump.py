@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Iterator
 from xml.etree import ElementTree
 
-from realm_jax.data.articles import MAX_RECORD_BYTES, TOO_LONG, Article, BadRecord, LeftOut, make_article, placed_lines
+from realm_jax.data.articles import (
+  MAX_RECORD_BYTES,
+  TOO_LONG,
+  Article,
+  BadRecord,
+  LeftOut,
+  file_size,
+  make_article,
+  placed_lines,
+)
 from realm_jax.data.formats import Format, Record
 
 
@@ -131,4 +139,4 @@ def _tidy(line: str) -> str:
   return _SPACE.sub(" ", line).replace(" ,", ",").replace(" .", ".").strip()
 
 
-DUMP = Format("page", _read, _parse, os.path.getsize, is_wikipedia=True)
+DUMP = Format("page", _read, _parse, file_size, is_wikipedia=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import html
-import os
 from collections.abc import Iterator
 
 from realm_jax.data.articles import (
@@ -13,6 +12,7 @@ from realm_jax.data.articles import (
   BadRecord,
   LeftOut,
   decode,
+  file_size,
   make_article,
   parse_json,
   placed_lines,
@@ -72,6 +72,6 @@ def _unquote(field: str) -> str:
   return field[1:-1].replace('""', '"') if len(field) > 1 and field[0] == field[-1] == '"' else field
 
 
-JSONL = Format("line", read_lines, parse_jsonl, os.path.getsize)
-WIKIEXTRACTOR = Format("line", read_lines, parse_wikiextractor, os.path.getsize, is_wikipedia=True)
-TSV = Format("line", _read_tsv, parse_tsv, os.path.getsize, is_ready=True)
+JSONL = Format("line", read_lines, parse_jsonl, file_size)
+WIKIEXTRACTOR = Format("line", read_lines, parse_wikiextractor, file_size, is_wikipedia=True)
+TSV = Format("line", _read_tsv, parse_tsv, file_size, is_ready=True)

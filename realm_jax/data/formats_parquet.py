@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
-import pathlib
 from collections.abc import Iterator
 
+from etils import epath
+
+from realm_jax.data.articles import file_size
 from realm_jax.data.formats import Format, Record
 from realm_jax.data.formats_lines import parse_jsonl
 
@@ -17,11 +18,9 @@ def _read(path: str) -> Iterator[Record]:
   import pyarrow  # noqa: PLC0415 150 ms
   from pyarrow import parquet  # noqa: PLC0415
 
-  if not pathlib.Path(path).is_file():
-    raise FileNotFoundError(f"no input file at {path}")
-  number = 0
+  number, size = 0, file_size(path)
   try:
-    with open(path, "rb") as raw, parquet.ParquetFile(raw) as file:
+    with epath.Path(path).open("rb") as raw, parquet.ParquetFile(raw) as file:
       names = file.schema_arrow.names
       missing = [name for name in ("id", "text") if name not in names]
       if missing:
@@ -33,11 +32,11 @@ def _read(path: str) -> Iterator[Record]:
           number += 1
           # What JSON can't hold is no id and no text, and parse_jsonl says so.
           data = json.dumps(row, ensure_ascii=True, default=lambda value: [str(value)]).encode()
-          yield Record(number, data, os.path.getsize(path) * number // num_rows)
+          yield Record(number, data, size * number // num_rows)
   except (pyarrow.ArrowException, OSError) as error:
     if isinstance(error, OSError) and error.errno is not None:
       raise
     raise ValueError(f"{path} is no sound parquet file after row {number} ({error}); fetch it again") from error
 
 
-PARQUET = Format("row", _read, parse_jsonl, os.path.getsize)
+PARQUET = Format("row", _read, parse_jsonl, file_size)

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import functools
 import json
-import os
-import pathlib
 import struct
 from collections.abc import Iterator
 from typing import BinaryIO
 
 import numpy as np
+from etils import epath
 
 from realm_jax.data.articles import (
   MAX_RECORD_BYTES,
@@ -18,6 +17,7 @@ from realm_jax.data.articles import (
   Article,
   BadRecord,
   decode,
+  file_size,
   make_article,
   naming_damage,
   open_bytes,
@@ -127,7 +127,7 @@ def _read_blocks(path: str) -> Iterator[Record]:
 
 
 def _titles_path(path: str) -> str:
-  blocks = pathlib.Path(path)
+  blocks = epath.Path(path)
   titles = blocks.with_name(blocks.name.replace("blocks", "titles"))
   if titles == blocks or not titles.is_file():
     raise FileNotFoundError(
@@ -143,4 +143,4 @@ def parse_block(data: bytes) -> Article:
   return make_article({"id": id_.decode(), "title": decode(title), "text": decode(text)})
 
 
-ORQA = Format("record", _read_blocks, parse_block, os.path.getsize, is_ready=True)
+ORQA = Format("record", _read_blocks, parse_block, file_size, is_ready=True)

@@ -9,6 +9,8 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
+from etils import epath
+
 from realm_jax.data import formats_dump, formats_lines, formats_parquet, formats_tfds, formats_tfrecord
 from realm_jax.data.articles import COMPRESSIONS, Article, BadRecord, LeftOut, Rejections
 from realm_jax.data.formats import Format, Record
@@ -71,6 +73,8 @@ def find_sources(inputs: Iterable[str], format_name: str | None = None) -> tuple
 def _expand(name: str, format_name: str | None) -> Sequence[str]:
   if name.startswith(formats_tfds.PREFIX):
     return [name]
+  if "://" in name:
+    return _expand_remote(name)
   path = pathlib.Path(name)
   if path.is_dir():
     found = sorted(str(p) for p in path.rglob("*" if format_name else "wiki_*") if p.is_file())
@@ -85,6 +89,17 @@ def _expand(name: str, format_name: str | None) -> Sequence[str]:
       raise FileNotFoundError(f"no input file at {name}")
     return [name]
   found = sorted(glob.glob(name, recursive=True))
+  if not found:
+    raise FileNotFoundError(f"no input file fits the pattern {name}")
+  return found
+
+
+def _expand_remote(name: str) -> Sequence[str]:
+  """A file of gs://, or a pattern of files in one directory."""
+  directory, _, pattern = name.rpartition("/")
+  if not glob.has_magic(pattern):
+    return [name]
+  found = sorted(str(path) for path in epath.Path(directory).glob(pattern))
   if not found:
     raise FileNotFoundError(f"no input file fits the pattern {name}")
   return found
