@@ -120,7 +120,8 @@ def open_bytes(path) -> Iterator[tuple[BinaryIO, BinaryIO]]:
     if path.suffix in _DECOMPRESS:
       yield stack.enter_context(_DECOMPRESS[path.suffix](raw)), raw
     else:
-      yield raw, raw
+      # Files on gs:// can't read a line of limited length themselves.
+      yield raw if isinstance(raw, io.BufferedReader) else io.BufferedReader(raw), raw
 
 
 def _decompress_zst(raw: BinaryIO) -> io.BufferedReader:

@@ -8,8 +8,11 @@ from etils import epath
 
 
 def write_whole(path: epath.Path, content: bytes) -> None:
-  """Writes under a name of its own, then moves; path may be on another machine (gs://)."""
+  """Writes under a name of its own, then moves; on gs:// an object appears whole anyway."""
   path.parent.mkdir(parents=True, exist_ok=True)
+  if "://" in str(path):
+    path.write_bytes(content)
+    return
   # Two processes may write the same file, when one was left over from a build that was killed.
   temporary = path.with_name(f".{path.name}.{os.getpid()}")
   try:
