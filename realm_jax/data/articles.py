@@ -20,7 +20,7 @@ from realm_jax.data.spans import Span
 
 # Control characters other than tab, newline and carriage return don't occur in text.
 _NOT_TEXT = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\ufffe\uffff\ud800-\udfff]")
-# A longer record is no article: the longest of Wikipedia has about 1 MB, and 16 MiB take 1 GB to cut into wordpieces.
+# A longer record is no article: the longest of Wikipedia has about 1 MB.
 MAX_RECORD_BYTES = 16 * 2**20
 TOO_LONG = f"more than {MAX_RECORD_BYTES >> 20} MiB"
 _PLACES_NAMED = 5

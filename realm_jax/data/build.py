@@ -132,14 +132,13 @@ def build_passages(
       raise ValueError(f"{_name(sources)} gives an empty corpus: {ledger.describe()}")
     shutil.rmtree(scratch / "store", ignore_errors=True)
     with PassageWriter(output_path, vocabulary, passage_length=passage_length, scratch_dir=scratch / "store") as writer:
-      bar = make_bar("joining", len(ledger.names))
-      for name in ledger.names:
-        columns = read_columns(shards_dir / name)
-        if num_passages is not None:
-          columns = first_passages(columns, num_passages - writer.num_passages)
-        writer.add_columns(columns)
-        bar.update(1)
-      bar.close()
+      with contextlib.closing(make_bar("joining", len(ledger.names))) as bar:
+        for name in ledger.names:
+          columns = read_columns(shards_dir / name)
+          if num_passages is not None:
+            columns = first_passages(columns, num_passages - writer.num_passages)
+          writer.add_columns(columns)
+          bar.update(1)
       result = {
         "num_articles": ledger.num_articles,
         "rejected": dict(ledger.bad.count),
@@ -217,8 +216,8 @@ def _run(
         position = shard.records[-1].position
         yield shard
 
-  with contextlib.closing(run_processes(shards(), settings, directory, runner.num_workers)) as names:
+  names = run_processes(shards(), settings, directory, runner.num_workers)
+  with contextlib.closing(bar), contextlib.closing(names):
     for name in names:
       bar.update(steps.popleft())
       yield name
-  bar.close()

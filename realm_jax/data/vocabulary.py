@@ -15,6 +15,7 @@ from tokenizers import models, normalizers, pre_tokenizers, trainers
 
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 MAX_SIZE = 2**16  # token ids are stored as uint16
+_PIECE = 2**18  # characters that are cut into wordpieces at once
 _MAX_CHARACTERS = 1000  # as in BERT's training: the rare scripts of an encyclopedia would fill the vocabulary
 
 
@@ -66,6 +67,23 @@ class Vocabulary:
     return xxhash.xxh3_128_hexdigest("\n".join((str(self.lowercase),) + self.tokens).encode())
 
   def encode(self, texts: Sequence[str]) -> list[Encoding]:
+    short = iter(self._encode([text for text in texts if len(text) <= _PIECE]))
+    return [next(short) if len(text) <= _PIECE else self._encode_long(text) for text in texts]
+
+  def _encode_long(self, text: str) -> Encoding:
+    """Goes from space to space, as the tokenizer needs some hundred bytes a wordpiece."""
+    pieces, begin = [], 0
+    while begin < len(text):
+      end = begin + _PIECE
+      if end < len(text):
+        space = max(text.rfind(" ", begin + 1, end), text.rfind("\n", begin + 1, end))
+        end = space if space > 0 else end
+      (piece,) = self._encode([text[begin:end]])
+      pieces.append(Encoding(piece.token_id, piece.char_range + np.int32(begin)))
+      begin = end
+    return Encoding(*map(np.concatenate, zip(*pieces)))
+
+  def _encode(self, texts: Sequence[str]) -> list[Encoding]:
     return [
       Encoding(np.array(e.ids, np.int32), np.array(e.offsets, np.int32).reshape(-1, 2))
       for e in self._tokenizer.encode_batch(list(texts), add_special_tokens=False)
