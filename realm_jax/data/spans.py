@@ -264,6 +264,7 @@ def _is_proper(word: str) -> bool:
 # Labels of OntoNotes and of CoNLL; the rest (NORP, EVENT, WORK_OF_ART, MISC, ...) is "misc".
 _SPACY_KIND = {"PERSON": "person", "PER": "person", "ORG": "organization"}
 _SPACY_KIND |= dict.fromkeys(("GPE", "LOC", "FAC"), "location")
+_SPACY_BATCH = 32  # passages: with the default of 1,000 a process needs a gigabyte
 _NOT_SALIENT = frozenset("DATE TIME CARDINAL ORDINAL PERCENT MONEY QUANTITY".split())
 
 
@@ -278,7 +279,7 @@ class SpacyTagger:
     self.name = f"spacy:{model}-{_load_spacy(model).meta['version']}"
 
   def tag(self, texts: Sequence[str]) -> list[list[Span]]:
-    docs = _load_spacy(self._model).pipe(texts)
+    docs = _load_spacy(self._model).pipe(texts, batch_size=_SPACY_BATCH)
     return [
       [span for e in doc.ents if (span := _from_spacy(doc.text, e.start_char, e.end_char, e.label_))] for doc in docs
     ]
