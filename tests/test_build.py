@@ -155,6 +155,7 @@ FAILURES = [
   ([json.dumps(ARTICLES[0])] * 2, {"shard_bytes": 1}, "in.jsonl: lines 1 and 2 have the same id 'a'; ids must"),
   (['{"id": 7, "text": "One."}', "{}", '{"id": "7", "text": "Two."}'], {}, "lines 1 and 3 have the same id '7'; ids"),
   ([json.dumps(ARTICLES[0])] * 2, {}, "lines 1 and 2 have the same id 'a'; ids must be unique"),
+  ([], {"whole": True, "passage_words": 9}, "leave out --whole or --passage_words"),
   ([json.dumps(ARTICLES[0])], {"passage_length": 4}, "passage_length 4 leaves no room for text; give at least 16"),
 ]
 
@@ -188,6 +189,7 @@ TITLES = {"1": "List of cats", "2": "Cat (disambiguation)", "3": "A List of cats
     ("wiki_00", {"drop_titles": ""}, "123", True),
     ("wiki_00", {"drop_titles": "A ", "whole": True}, "12", False),
     ("in.tsv", {}, "123", False),
+    ("in.tsv", {"passage_words": 20}, "123", True),
     ("in.tsv", {"whole": False, "drop_titles": r".*\("}, "13", True),
   ],
 )

@@ -57,3 +57,4 @@ def test_missing_beam_names_the_remedy(inputs, tmp_path, monkeypatch):
       inputs, tmp_path / "out", vocabulary=vocabulary, passage_length=32, tagger=RuleTagger(),
       runner=Runner("DirectRunner"),
     )  # fmt: skip
+  assert not (tmp_path / ".out.writing").exists()

@@ -114,6 +114,8 @@ def build_passages(
   Raises:
     ValueError: nothing usable in the inputs, the same id twice, damage.
   """
+  if whole and passage_words is not None:
+    raise ValueError("whole passages can't be cut after a number of words; leave out --whole or --passage_words")
   output_path = pathlib.Path(output_path)
   refuse_existing(output_path)
   settings = Settings(vocabulary, passage_length, tagger, passage_words, whole, drop_titles)
@@ -185,7 +187,7 @@ def _held(scratch: pathlib.Path) -> Iterator[None]:
       raise RuntimeError(f"another process builds in {scratch}; wait for it, or choose another --output") from None
     try:
       yield
-    except ValueError:
+    except (ValueError, ImportError):
       shutil.rmtree(scratch, ignore_errors=True)
       raise
     shutil.rmtree(scratch, ignore_errors=True)

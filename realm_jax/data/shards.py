@@ -160,7 +160,9 @@ def _parse(shard: Shard, settings: Settings, bad: Rejections, left_out: Rejectio
 
 
 def _split(articles: Sequence[Article], source: Source, settings: Settings) -> Iterator[list[Passage]]:
-  whole = settings.whole if settings.whole is not None else source.format.is_ready
+  whole = settings.whole
+  if whole is None:
+    whole = source.format.is_ready and settings.passage_words is None
   return split_each(
     articles,
     settings.vocabulary,
