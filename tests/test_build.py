@@ -5,7 +5,6 @@ import json
 
 import pytest
 
-from realm_jax.data import build
 from realm_jax.data.build import build_passages, train_vocabulary
 from realm_jax.data.passages import PassageStore
 from realm_jax.data.spans import NoTagger, Span
@@ -42,6 +41,10 @@ def input_path(tmp_path):
   return write_lines(tmp_path / "in.jsonl", *map(json.dumps, ARTICLES))
 
 
+def files(directory) -> dict[str, bytes]:
+  return {p.name: p.read_bytes() for p in directory.iterdir()}
+
+
 def run(input_path, output_path, vocabulary, **options):
   options = {"passage_length": 64, "tagger": NoTagger()} | options
   return build_passages(input_path, output_path, vocabulary=vocabulary, **options)
@@ -61,8 +64,10 @@ def test_builds(input_path, tmp_path, vocabulary):
     "num_passages": 3,
     "num_spans": counts,
     "rejected": {},
-    "rejected_lines": "",
+    "rejected_records": "",
+    "left_out": {},
     "tagger": "ada-1",
+    "settings": {"format": "jsonl", "passage_words": None, "whole": None, "drop_titles": None},
     "license": "CC0",
   }
   assert store.description["num_spans"] == counts
@@ -87,7 +92,7 @@ def test_counts_what_it_skips(tmp_path, vocabulary):
   result = run(write_lines(tmp_path / "in.jsonl", *lines), tmp_path / "out", vocabulary)
   assert result["num_articles"] == result["num_passages"] == 2
   assert result["rejected"] == {"no valid JSON": 2, 'no "text"': 1}
-  assert result["rejected_lines"] == '2 with no valid JSON (lines 2, 5); 1 with no "text" (line 3)'
+  assert result["rejected_records"] == '2 with no valid JSON (lines 2, 5); 1 with no "text" (line 3)'
   assert PassageStore(tmp_path / "out").description["rejected"] == result["rejected"]
 
 
@@ -100,43 +105,57 @@ def test_splits_or_keeps_whole(input_path, tmp_path, vocabulary):
   assert [split.body(i) for i in range(2)] == ["Ada Lovelace was born in 1815.", "She wrote on 8 July 1843 to Babbage."]
 
 
-def test_chunks_change_nothing(input_path, tmp_path, vocabulary, monkeypatch):
+def test_shards_change_nothing(input_path, tmp_path, vocabulary):
   run(input_path, tmp_path / "one", vocabulary)
-  monkeypatch.setattr(build, "_CHUNK", 1)
-  run(input_path, tmp_path / "many", vocabulary)
-  assert PassageStore(tmp_path / "one").content_digest == PassageStore(tmp_path / "many").content_digest
+  run(input_path, tmp_path / "many", vocabulary, shard_bytes=1)
+  assert files(tmp_path / "one") == files(tmp_path / "many")
 
 
-@pytest.mark.parametrize("chunk", [1, 2, 512])
-def test_stops_at_the_number_of_passages(input_path, tmp_path, vocabulary, monkeypatch, chunk):
-  monkeypatch.setattr(build, "_CHUNK", chunk)
+@pytest.mark.parametrize("shard_bytes", [1, 150, 2**20])
+def test_stops_at_the_number_of_passages(input_path, tmp_path, vocabulary, shard_bytes):
   num_tokens = len(vocabulary.encode([ARTICLES[0]["text"]])[0].token_id)
+  options = {"passage_length": num_tokens, "shard_bytes": shard_bytes}
   for num_passages, ids in ((1, ["a#0"]), (3, ["a#0", "a#1", "b"]), (9, ["a#0", "a#1", "b", "c"])):
     output_path = tmp_path / f"out{num_passages}"
-    result = run(input_path, output_path, vocabulary, passage_length=num_tokens, num_passages=num_passages)
+    result = run(input_path, output_path, vocabulary, num_passages=num_passages, **options)
     store = PassageStore(output_path)
     assert [store.id(i) for i in range(len(store))] == ids
     assert result["num_passages"] == len(ids)
+    store.verify()
 
 
-def test_progress_sees_the_articles(input_path, tmp_path, vocabulary):
-  seen = []
+def test_bars_end_at_their_total(input_path, tmp_path, vocabulary):
+  bars = []
 
-  def progress(articles):
-    for article in articles:
-      seen.append(article.id)
-      yield article
+  class Bar:
+    def __init__(self, description, total):
+      self.description, self.total, self.n, self.is_closed = description, total, 0, False
+      bars.append(self)
 
-  run(input_path, tmp_path / "out", vocabulary, progress=progress)
-  assert seen == ["a", "b", "c"]
+    def update(self, n):
+      self.n += n
+
+    def close(self):
+      self.is_closed = True
+
+  run(input_path, tmp_path / "out", vocabulary, make_bar=Bar, shard_bytes=1)
+  size = input_path.stat().st_size
+  assert [(b.description, b.n, b.total, b.is_closed) for b in bars] == [
+    ("building", size, size, True),
+    ("joining", 3, 3, True),
+  ]
 
 
 FAILURES = [
-  ([], {}, 'gives an empty corpus: the file has no line; expected {"id", "title", "text"} a line'),
-  (["{", "[]"], {}, "empty corpus: 1 with no valid JSON (line 1); 1 with JSON that is no object (line 2); expected"),
-  (['{"id": 1, "text": "\u0301"}'], {}, "gives an empty corpus: no text has a wordpiece; expected"),
+  ([], {}, "in.jsonl gives an empty corpus: nothing was read"),
+  (["{", "[]"], {}, "empty corpus: 1 with no valid JSON (line 1); 1 with JSON that is no object (line 2)"),
+  (['{"id": 1, "text": "\u0301"}'], {}, "gives an empty corpus: 1 left out as a text without a wordpiece"),
   ([json.dumps(ARTICLES[0]), "{"], {"strict": True}, "line 2: a line with no valid JSON; mend it, or leave"),
+  (["{}", json.dumps(ARTICLES[0]), "[]"], {"strict": True, "shard_bytes": 1}, 'line 1: a line with no "id"; mend it'),
+  ([json.dumps(ARTICLES[0])] * 2, {"shard_bytes": 1}, "in.jsonl: lines 1 and 2 have the same id 'a'; ids must"),
+  (['{"id": 7, "text": "One."}', "{}", '{"id": "7", "text": "Two."}'], {}, "lines 1 and 3 have the same id '7'; ids"),
   ([json.dumps(ARTICLES[0])] * 2, {}, "lines 1 and 2 have the same id 'a'; ids must be unique"),
+  ([], {"whole": True, "passage_words": 9}, "leave out --whole or --passage_words"),
   ([json.dumps(ARTICLES[0])], {"passage_length": 4}, "passage_length 4 leaves no room for text; give at least 16"),
 ]
 
@@ -150,13 +169,49 @@ def test_a_failed_build_leaves_nothing(tmp_path, vocabulary, lines, options, mes
   assert [p.name for p in tmp_path.iterdir()] == ["in.jsonl"]
 
 
-def test_a_file_that_is_cut_off_leaves_nothing(tmp_path, vocabulary, monkeypatch):
-  monkeypatch.setattr(build, "_CHUNK", 1)  # so that passages were written before the end came
+def test_a_file_that_is_cut_off_leaves_nothing(tmp_path, vocabulary):
   data = gzip.compress("".join(json.dumps(a) + "\n" for a in ARTICLES).encode())
   (tmp_path / "in.jsonl.gz").write_bytes(data[:-8])
   with pytest.raises(ValueError, match=r"can't be decompressed after line 3 .*; is it cut off\? Fetch it again"):
-    run(tmp_path / "in.jsonl.gz", tmp_path / "out", vocabulary)
+    run(tmp_path / "in.jsonl.gz", tmp_path / "out", vocabulary, shard_bytes=1)  # shards were written before the end
   assert [p.name for p in tmp_path.iterdir()] == ["in.jsonl.gz"]
+
+
+TITLES = {"1": "List of cats", "2": "Cat (disambiguation)", "3": "A List of cats"}
+
+
+@pytest.mark.parametrize(
+  ("name", "options", "ids", "is_split"),
+  [
+    ("in.jsonl", {}, "123", True),
+    ("in.jsonl", {"whole": True}, "123", False),
+    ("wiki_00", {}, "3", True),
+    ("wiki_00", {"drop_titles": ""}, "123", True),
+    ("wiki_00", {"drop_titles": "A ", "whole": True}, "12", False),
+    ("in.tsv", {}, "123", False),
+    ("in.tsv", {"passage_words": 20}, "123", True),
+    ("in.tsv", {"whole": False, "drop_titles": r".*\("}, "13", True),
+  ],
+)
+def test_a_format_says_what_is_dropped_and_split(tmp_path, vocabulary, name, options, ids, is_split):
+  text = "Born in 1815. " * 20
+  if name == "in.tsv":
+    lines = [f"{id_}\t{text}\t{title}" for id_, title in TITLES.items()]
+  else:
+    lines = [json.dumps({"id": id_, "title": title, "text": text}) for id_, title in TITLES.items()]
+  result = run(write_lines(tmp_path / name, *lines), tmp_path / "out", vocabulary, **options)
+  store = PassageStore(tmp_path / "out")
+  found = [store.id(i).split("#") for i in range(len(store))]
+  assert sorted({id_ for id_, *_ in found}) == list(ids)
+  assert {len(parts) == 2 for parts in found} == {is_split}
+  assert sum(result["left_out"].values()) == 3 - len(ids) and result["num_articles"] == len(ids)
+
+
+def test_the_same_id_in_two_inputs_is_named(tmp_path, vocabulary):
+  paths = [write_lines(tmp_path / name, "{}", json.dumps(ARTICLES[0])) for name in ("a.jsonl", "b.jsonl")]
+  message = r"a.jsonl, line 2, and .*b.jsonl, line 2, have the same id 'a'; ids must be unique"
+  with pytest.raises(ValueError, match=message):
+    run(paths, tmp_path / "out", vocabulary)
 
 
 def test_overwrites_no_store(input_path, tmp_path, vocabulary):

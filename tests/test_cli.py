@@ -53,9 +53,7 @@ def test_an_unknown_flag_is_named(realm):
   )
 
 
-@pytest.mark.parametrize(
-  ("verb", "flag"), [("refresh_index", "workdir"), ("train", "workdir"), ("ask", "workdir"), ("build_corpus", "output")]
-)
+@pytest.mark.parametrize(("verb", "flag"), [("refresh_index", "workdir"), ("train", "workdir"), ("ask", "workdir")])
 def test_a_missing_flag_is_named(realm, verb, flag):
   status, out, err = realm(verb)
   assert (status, out) == (2, "")
@@ -71,7 +69,17 @@ def test_a_missing_flag_is_named(realm, verb, flag):
     (["ask", "--workdir=/nonexistent", "Who?"], "config.json in /nonexistent: start realm train with this --workdir"),
     (["refresh_index", "--workdir=/nonexistent", "--timeout=0"], "config.json in /nonexistent: start realm train"),
     (["refresh_index", "--workdir=/nonexistent", "more"], "unexpected 'more'"),
-    (["build_corpus", "--output=/nonexistent"], "give either --input=FILE.jsonl or --sample"),
+    (["build_corpus", "--output=/nonexistent"], "give either --input=FILE or --sample"),
+    (["build_corpus", "--sample"], "give --output=DIR, where to write the corpus"),
+    (
+      ["build_corpus", "--sample", "--output=/nonexistent", "--", "--project=x"],
+      "'--project=x': flags after -- are for",
+    ),
+    (["build_corpus", "--describe=/nonexistent"], "no corpus at /nonexistent (it has no corpus.json)"),
+    (
+      ["build_corpus", "--input=/nonexistent/x.jsonl", "--output=/nonexistent/o"],
+      "no input file at /nonexistent/x.jsonl",
+    ),
     (["train", "--workdir=/nonexistent"], "give --config=FILE.py and --workdir=DIR, and nothing else"),
     (
       ["train", f"--config={CONFIGS}/ict.py", "--config.corpus=/nonexistent/corpus", "--workdir=/nonexistent"],

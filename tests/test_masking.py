@@ -101,7 +101,7 @@ def test_random_masks_hide_tokens_of_a_sentence(sample_store, masking):
   vocabulary = sample_store.vocabulary()
   for b, (passage, (first, end)) in enumerate(zip(batch.passage_id_B, batch.sentence_B2)):
     begin = int(sample_store.title_length_N[passage])
-    sentence = sample_store.token_NP[passage, begin + first : begin + end].tolist()
+    sentence = sample_store.padded_tokens(passage)[begin + first : begin + end].tolist()
     is_predicted = batch.mask_weight_BM[b] > 0
     masked = batch.mask_position_BM[b][is_predicted]
     np.testing.assert_array_equal(masked, np.nonzero(batch.token_id_BQ[b] == vocabulary.mask_id)[0])

@@ -21,7 +21,7 @@ ARTICLES = [
 ]
 FILES = [
   *("token", "title_length", "body_length", "id", "title", "body", "sentence_start", "span"),
-  *("id_offset", "title_offset", "body_offset", "sentence_start_offset", "span_offset"),
+  *("token_offset", "id_offset", "title_offset", "body_offset", "sentence_start_offset", "span_offset"),
 ]
 
 
@@ -47,7 +47,7 @@ def test_text_comes_back(store):
 
 
 def test_tokens_come_back(store):
-  assert store.token_NP.tolist() == [
+  assert store.padded_tokens(np.arange(3)).tolist() == [
     [5, 5, 6, 7, 8, 9, 12, 10, 11, 10, 13, 12, 0, 0, 0, 0],
     [14, 12] + [0] * 14,
     [11, 9, 10, 11, 12] + [0] * 11,
@@ -101,10 +101,24 @@ def test_title_and_body_tokens(store):
   assert body.token_id_RL[0, 1:5].tolist() == [9, 10, 11, 12]
 
 
+def test_padded_tokens_of_the_null_passage_and_of_many_shapes(store):
+  row_PP = store.padded_tokens(np.array([[2, -1], [1, 0]]))
+  assert (row_PP.shape, row_PP.dtype) == ((2, 2, 16), np.uint16)
+  assert row_PP[0, 0].tolist() == [11, 9, 10, 11, 12] + [0] * 11
+  assert row_PP[0, 1].tolist() == [0] * 16
+  assert row_PP[1, 0].tolist() == [14, 12] + [0] * 14
+
+
+def test_tokens_are_stored_without_padding(store):
+  assert store.num_tokens == 12 + 2 + 5
+  # Room behind the last, so that its row can be read as one piece.
+  assert (store.path / "token.bin").stat().st_size == 2 * (store.num_tokens + store.passage_length)
+
+
 def test_arrays_are_mapped_not_loaded(store):
-  assert isinstance(store.token_NP, np.memmap)
+  assert isinstance(store.span, np.memmap)
   with pytest.raises(ValueError, match="read-only"):
-    store.token_NP[0, 0] = 1
+    store.span[0, 0] = 1
 
 
 def test_description(store):
@@ -172,7 +186,7 @@ def test_a_damaged_description_is_refused(store):
     PassageStore(store.path)
   path.write_text(json.dumps({**json.loads(text), "format": "realm-passages-0"}))
   with pytest.raises(
-    ValueError, match="has the format 'realm-passages-0', this version reads 'realm-passages-1'; build the corpus again"
+    ValueError, match="has the format 'realm-passages-0', this version reads 'realm-passages-2'; build the corpus again"
   ):
     PassageStore(store.path)
 

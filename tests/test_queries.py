@@ -130,7 +130,7 @@ def test_ict_queries_are_sentences_of_their_passage(sample_store):
     assert bounds[sentence + 1] == end
     seen.add(sentence / (len(bounds) - 2))
     begin = int(sample_store.title_length_N[passage])
-    body = sample_store.token_NP[passage, begin + first : begin + min(end, first + 18)].tolist()
+    body = sample_store.padded_tokens(passage)[begin + first : begin + min(end, first + 18)].tolist()
     assert token_id.tolist() == [CLS, *body, SEP] + [PAD] * (18 - len(body))
   assert {0.0, 1.0} <= seen  # first and last sentences come too
   assert not batch.mask_weight_BM.any()
@@ -265,7 +265,7 @@ def test_masked_queries_are_sentences_of_their_passage(sample_store):
   }
   for b, (passage, (first, end)) in enumerate(zip(batch.passage_id_B, batch.sentence_B2)):
     begin = int(sample_store.title_length_N[passage])
-    sentence = sample_store.token_NP[passage, begin + first : begin + end].tolist()[:38]
+    sentence = sample_store.padded_tokens(passage)[begin + first : begin + end].tolist()[:38]
     masked = np.nonzero(batch.token_id_BQ[b] == MASK)[0]
     predicted = batch.mask_position_BM[b][batch.mask_weight_BM[b] > 0]
     np.testing.assert_array_equal(predicted, masked)

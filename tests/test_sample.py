@@ -7,15 +7,16 @@ import json
 import pytest
 
 from realm_jax.data.answers import has_answer, normalize_answer
-from realm_jax.data.articles import Rejections, read_articles
+from realm_jax.data.articles import Rejections
 from realm_jax.data.questions import read_questions
 from realm_jax.data.sample import SAMPLE_PASSAGES, SAMPLE_QUESTIONS
+from realm_jax.data.sources import read_articles
 from realm_jax.data.splitting import NUM_SPECIAL_TOKENS
 
 
 @pytest.fixture(scope="module")
 def passages() -> dict[str, str]:
-  return {a.id: a for a in read_articles(SAMPLE_PASSAGES, rejections=Rejections(), strict=True)}
+  return {a.id: a for a in read_articles([str(SAMPLE_PASSAGES)], rejections=Rejections(), strict=True)}
 
 
 @pytest.fixture(scope="module")

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from realm_jax.data.articles import Article
+from realm_jax.data.spans import Span
 from realm_jax.data.splitting import NUM_SPECIAL_TOKENS, Passage, split_articles
 from realm_jax.data.vocabulary import SPECIAL_TOKENS, Vocabulary
 
@@ -14,9 +15,9 @@ VOCABULARY = Vocabulary(
 TEXT = "The cat sat. The dog ran!  The cow ate."  # three sentences of four tokens
 
 
-def split(text: str, passage_length: int, *, title: str = "Pets", whole: bool = False) -> list[Passage]:
+def split(text: str, passage_length: int, *, title: str = "Pets", **options) -> list[Passage]:
   articles = [Article("7", title, text)]
-  return list(split_articles(articles, VOCABULARY, passage_length=passage_length, whole=whole))
+  return list(split_articles(articles, VOCABULARY, passage_length=passage_length, **options))
 
 
 def spell(token_id) -> str:
@@ -91,6 +92,40 @@ def test_a_whole_article_is_one_passage_cut_at_the_end():
   np.testing.assert_array_equal(passage.sentence_start, [0, 4])
   assert split(TEXT, 3 + 1 + 4, whole=True)[0].sentence_start.tolist() == [0]
   assert split(TEXT, 64, whole=True)[0].body == TEXT
+
+
+def test_blocks_of_words():
+  blocks = split(TEXT, 64, passage_words=4)
+  assert [p.body for p in blocks] == ["The cat sat. The", "dog ran!  The cow", "ate."]
+  assert [p.sentence_start.tolist() for p in blocks] == [[0, 4], [0, 3], [0]]
+  assert [p.id for p in blocks] == ["7#0", "7#1", "7#2"]
+  assert [p.body for p in split(TEXT, 64, passage_words=9)] == [TEXT]
+
+
+def test_a_block_of_words_that_is_too_long_is_cut_at_a_word():
+  passages = split("cat xyx dog cow the sat.", 3 + 5, title="", passage_words=4)
+  assert [p.body for p in passages] == ["cat xyx dog", "cow", "the sat."]
+
+
+def test_blocks_lose_no_text_and_no_word_is_split():
+  rng = np.random.default_rng(0)
+  words = "The cat É (x) xyx … sat. ran!".split()
+  for _ in range(20):
+    text = " ".join(rng.choice(words, rng.integers(1, 90)))
+    blocks = [p.body for p in split(text, 64, passage_words=7)]
+    assert " ".join(blocks).split() == text.split()
+    # A word without wordpieces of its own doesn't exist here, so that every block but the last is full.
+    assert [len(block.split()) for block in blocks[:-1]] == [7] * (len(blocks) - 1)
+
+
+def test_spans_and_sentences_of_the_source_are_kept():
+  spans = tuple(Span(TEXT.index(word), TEXT.index(word) + 3, "misc") for word in ("cat", "sat", "cow"))
+  article = Article("7", "", TEXT, (*spans, Span(0, len(TEXT), "date")), (0, 13))
+  one, two = split_articles([article], VOCABULARY, passage_length=3 + 8)
+  assert [one.body, two.body] == ["The cat sat.", "The dog ran!  The cow ate."]
+  assert [[p.body[s.start : s.end] for s in p.spans] for p in (one, two)] == [["cat", "sat"], ["cow"]]
+  assert two.sentence_start.tolist() == [0]
+  assert next(split_articles([article._replace(spans=None)], VOCABULARY, passage_length=64)).spans is None
 
 
 def test_sentences_begin_at_characters_not_bytes():

@@ -126,3 +126,16 @@ def test_learning_refuses_what_it_cannot_read_twice():
     Vocabulary.train(iter(TEXTS), size=100, lowercase=True)
   with pytest.raises(ValueError, match="size 6 has no room for 5 special tokens and a character; give 100 or more"):
     Vocabulary.train(TEXTS, size=6, lowercase=True)
+
+
+def test_long_texts_are_cut_into_wordpieces_piece_by_piece(sample_vocabulary, monkeypatch):
+  rng = np.random.default_rng(0)
+  words = ["The", "İstanbul", "e\u0301t\u0301é", "日本語", "(x)", "\u0301", "\n", "supercalifragilistic", "U.S."]
+  texts = [" ".join(rng.choice(words, 200)), "", "日" * 300, "a b"]
+  expected = sample_vocabulary.encode(texts)
+  for size in (40, 41, 64):
+    monkeypatch.setattr("realm_jax.data.vocabulary._PIECE", size)
+    for one, other in zip(sample_vocabulary.encode(texts), expected, strict=True):
+      np.testing.assert_array_equal(one.token_id, other.token_id)
+      np.testing.assert_array_equal(one.char_range, other.char_range)
+      assert one.token_id.dtype == one.char_range.dtype == np.int32

@@ -9,31 +9,21 @@ import math
 import os
 import pathlib
 import shutil
-from collections.abc import Iterable, Sequence
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, BinaryIO
 
 import numpy as np
 import xxhash
 
+from realm_jax.data.columns import FIXED, RAGGED, Columns, to_columns
 from realm_jax.data.packing import Tokens
 from realm_jax.data.spans import KINDS, Span
 from realm_jax.data.splitting import Passage
 from realm_jax.data.vocabulary import Vocabulary
 
-FORMAT = "realm-passages-1"
-
-# Ragged fields have a companion `<name>_offset` with N + 1 entries.
-_FIELDS: dict[str, tuple[str, tuple[int, ...]]] = {
-  "title_length": ("<u2", ()),
-  "body_length": ("<u2", ()),
-}
-_RAGGED: dict[str, tuple[str, tuple[int, ...]]] = {
-  "id": ("u1", ()),
-  "title": ("u1", ()),
-  "body": ("u1", ()),
-  "sentence_start": ("<u2", ()),  # body token
-  "span": ("<u2", (4,)),  # first and last + 1 body token, sentence, kind
-}
+FORMAT = "realm-passages-2"
+# Each ragged column has a companion `<name>_offset` with N + 1 entries.
+_COLUMN_NAMES = (*FIXED, *RAGGED, *(f"{name}_offset" for name in RAGGED))
 
 
 class PassageWriter:
@@ -42,20 +32,19 @@ class PassageWriter:
   Use as a context manager; `finish` makes the store visible, leaving without it removes what was written.
   """
 
-  def __init__(self, path, vocabulary: Vocabulary, *, passage_length: int):
+  def __init__(self, path, vocabulary: Vocabulary, *, passage_length: int, scratch_dir=None):
+    """scratch_dir is where to write before; it must be on the same disk as path."""
     self._path = pathlib.Path(path)
-    if self._path.exists() and (not self._path.is_dir() or any(self._path.iterdir())):
-      raise FileExistsError(f"{self._path} exists; choose another --output or remove it")
+    refuse_existing(self._path)
     self._vocabulary = vocabulary
     self._passage_length = passage_length
-    self._scratch = self._path.with_name(f".{self._path.name}.writing-{os.getpid()}")
+    self._scratch = pathlib.Path(scratch_dir or self._path.with_name(f".{self._path.name}.writing-{os.getpid()}"))
     self._scratch.mkdir(parents=True)
     self._files = contextlib.ExitStack()
-    names = ["token", *_FIELDS, *_RAGGED, *(f"{name}_offset" for name in _RAGGED)]
-    self._file = {name: self._files.enter_context(open(self._scratch / f"{name}.bin", "wb")) for name in names}
-    self._end = dict.fromkeys(_RAGGED, 0)
-    for name in _RAGGED:
-      self._file[f"{name}_offset"].write(np.uint64(0).tobytes())
+    self._file = {name: self._files.enter_context(_File(self._scratch / f"{name}.bin")) for name in _COLUMN_NAMES}
+    self._end = dict.fromkeys(RAGGED, 0)
+    for name in RAGGED:
+      self._file[f"{name}_offset"].write(np.zeros(1, "<u8"))
     self.num_passages = 0
     self.num_sentences = 0
     self.num_spans = dict.fromkeys(KINDS, 0)
@@ -69,31 +58,34 @@ class PassageWriter:
 
   def add(self, passage: Passage, spans: Sequence[Span]) -> None:
     """Appends one passage; spans are character ranges in its body."""
-    body = passage.body_encoding
-    row = np.zeros(self._passage_length, "<u2")
-    tokens = np.concatenate([passage.title_token_id, body.token_id])
-    row[: len(tokens)] = tokens
-    self._file["token"].write(row.tobytes())
-    self._write("title_length", len(passage.title_token_id))
-    self._write("body_length", len(body.token_id))
-    span_token = _spans_to_tokens(spans, body.char_range, passage.sentence_start)
-    for kind in span_token[:, 3]:
-      self.num_spans[KINDS[kind]] += 1
-    self._append("id", passage.id.encode())
-    self._append("title", passage.title.encode())
-    self._append("body", passage.body.encode())
-    self._append("sentence_start", passage.sentence_start)
-    self._append("span", span_token)
-    self.num_passages += 1
-    self.num_sentences += len(passage.sentence_start)
+    self.add_columns(to_columns([passage], [spans]))
+
+  def add_columns(self, columns: Columns) -> None:
+    """Appends many."""
+    for name in FIXED:
+      self._file[name].write(columns[name])
+    for name in RAGGED:
+      self._file[name].write(columns[name])
+      offset = self._end[name] + np.cumsum(columns[f"{name}_count"], dtype="<u8")
+      self._file[f"{name}_offset"].write(offset)
+      self._end[name] = int(offset[-1]) if len(offset) else self._end[name]
+    for kind, count in zip(KINDS, np.bincount(columns["span"][:, 3], minlength=len(KINDS))):
+      self.num_spans[kind] += int(count)
+    self.num_passages += len(columns["body_length"])
+    self.num_sentences += len(columns["sentence_start"])
 
   def finish(self, description: dict[str, Any]) -> None:
     """Writes `corpus.json`, with description's fields (source, licence, ...), and moves the store to its place."""
     if self.num_passages == 0:
       raise ValueError("an empty corpus: no passage was added")
+    # Rows are read as windows of P tokens, the last one too.
+    self._file["token"].write(np.zeros(self._passage_length, "<u2"))
     self._files.close()
-    self._vocabulary.save(self._scratch / "vocab.txt")
-    digest = {p.name: _file_digest(p) for p in sorted(self._scratch.iterdir())}
+    with _File(self._scratch / "vocab.txt") as vocabulary:
+      vocabulary.write(self._vocabulary.to_bytes())
+    digest = {f"{name}.bin": file.digest for name, file in sorted(self._file.items())} | {
+      "vocab.txt": vocabulary.digest
+    }
     corpus = {
       "format": FORMAT,
       "num_passages": self.num_passages,
@@ -107,29 +99,50 @@ class PassageWriter:
       "file_digest": digest,
       **description,
     }
-    (self._scratch / "corpus.json").write_text(
-      json.dumps(corpus, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
-    )
+    with _File(self._scratch / "corpus.json") as file:
+      file.write((json.dumps(corpus, indent=2, ensure_ascii=False) + "\n").encode())
     if self._path.exists():
       self._path.rmdir()  # empty, as checked at the start
     self._scratch.rename(self._path)
 
-  def _write(self, name: str, value: Any) -> None:
-    self._file[name].write(np.asarray(value, _FIELDS[name][0]).tobytes())
 
-  def _append(self, name: str, value: bytes | np.ndarray) -> None:
-    dtype, shape = _RAGGED[name]
-    data = value if isinstance(value, bytes) else value.astype(dtype).tobytes()
-    self._end[name] += len(data) // (np.dtype(dtype).itemsize * math.prod(shape))
-    self._file[name].write(data)
-    self._file[f"{name}_offset"].write(np.uint64(self._end[name]).tobytes())
+def refuse_existing(path: pathlib.Path) -> None:
+  if path.exists() and (not path.is_dir() or any(path.iterdir())):
+    raise FileExistsError(f"{path} exists; choose another --output or remove it")
+
+
+class _File:
+  """A file that knows the digest of what was written, and is on the disk when it is closed."""
+
+  def __init__(self, path: pathlib.Path):
+    self._file: BinaryIO = open(path, "wb")
+    self._digest = xxhash.xxh3_128()
+
+  def __enter__(self) -> _File:
+    return self
+
+  def __exit__(self, *exc) -> None:
+    try:
+      self._file.flush()
+      os.fsync(self._file.fileno())
+    finally:
+      self._file.close()
+
+  def write(self, data: bytes | np.ndarray) -> None:
+    if isinstance(data, np.ndarray):
+      data = data.tobytes()
+    self._digest.update(data)
+    self._file.write(data)
+
+  @property
+  def digest(self) -> str:
+    return self._digest.hexdigest()
 
 
 class PassageStore:
   """N passages of at most P tokens, read without loading them.
 
   Attributes:
-    token_NP: uint16, each row the title's tokens, then the body's, then zeros.
     title_length_N, body_length_N: uint16, tokens.
     sentence_start, span: ragged, `sentence_start[sentence_offset[i]:sentence_offset[i + 1]]` belongs to passage i.
       A span is (first body token, last + 1, sentence, index into spans.KINDS).
@@ -161,19 +174,25 @@ class PassageStore:
     self.passage_length: int = self.description["passage_length"]
     self.content_digest: str = self.description["content_digest"]
     n = self.num_passages
-    self.token_NP = self._map("token", "<u2", (n, self.passage_length))
     self.title_length_N = self._map("title_length", "<u2", (n,))
     self.body_length_N = self._map("body_length", "<u2", (n,))
-    self._offset = {name: self._map(f"{name}_offset", "<u8", (n + 1,)) for name in _RAGGED}
-    ragged = {
-      name: self._map(name, dtype, (int(self._offset[name][-1]), *shape)) for name, (dtype, shape) in _RAGGED.items()
-    }
+    self._offset = {name: self._map(f"{name}_offset", "<u8", (n + 1,)) for name in RAGGED}
+    num_entries = {name: int(offset[-1]) for name, offset in self._offset.items()}
+    num_entries["token"] += self.passage_length
+    ragged = {name: self._map(name, dtype, (num_entries[name], *shape)) for name, (dtype, shape) in RAGGED.items()}
     self._id, self._title, self._body = ragged["id"], ragged["title"], ragged["body"]
     self.sentence_start, self.sentence_offset = ragged["sentence_start"], self._offset["sentence_start"]
     self.span, self.span_offset = ragged["span"], self._offset["span"]
+    # Row t is the P tokens from token t on, without a copy: a gather of rows then copies each in one piece.
+    self._window = np.lib.stride_tricks.sliding_window_view(ragged["token"], self.passage_length)
 
   def __len__(self) -> int:
     return self.num_passages
+
+  @property
+  def num_tokens(self) -> int:
+    """Of all titles and bodies."""
+    return int(self._offset["token"][-1])
 
   def id(self, i: int) -> str:
     return self._text("id", self._id, i)
@@ -190,13 +209,20 @@ class PassageStore:
   def title_tokens(self, passage_id: np.ndarray) -> Tokens:
     """Titles of passages; the null passage (-1) has none."""
     length = np.where(passage_id < 0, 0, self.title_length_N[passage_id].astype(np.int32))
-    return Tokens(self.token_NP[passage_id], np.zeros_like(length), length)
+    return Tokens(self._rows(passage_id), np.zeros_like(length), length)
 
   def body_tokens(self, passage_id: np.ndarray) -> Tokens:
     """Bodies of passages; the null passage (-1) has none."""
     start = self.title_length_N[passage_id].astype(np.int32)
     length = np.where(passage_id < 0, 0, self.body_length_N[passage_id].astype(np.int32))
-    return Tokens(self.token_NP[passage_id], start, length)
+    return Tokens(self._rows(passage_id), start, length)
+
+  def padded_tokens(self, passage_id: np.ndarray) -> np.ndarray:
+    """uint16 [.., P]: the title's tokens, then the body's, then zeros; of the null passage only zeros."""
+    length = np.where(passage_id < 0, 0, self.title_length_N[passage_id] + self.body_length_N[passage_id])
+    # Row l keeps the first l tokens: a look-up is faster than a comparison for every token.
+    keep = np.tri(self.passage_length + 1, self.passage_length, -1, bool) * np.uint16(0xFFFF)
+    return self._rows(passage_id) & keep[length]
 
   def verify(self) -> None:
     """Reads every file and compares its digest; raises ValueError that names the first that differs."""
@@ -204,6 +230,10 @@ class PassageStore:
       path = self.path / name
       if not path.is_file() or _file_digest(path) != digest:
         raise ValueError(f"{path} is not what was built (its digest differs); build the corpus again")
+
+  def _rows(self, passage_id: np.ndarray) -> np.ndarray:
+    """P tokens from the beginning of each passage on; past its end those of the next. -1 is the padding behind all."""
+    return self._window[self._offset["token"][passage_id]]
 
   def _map(self, name: str, dtype: str, shape: tuple[int, ...]) -> np.ndarray:
     path = self.path / f"{name}.bin"
@@ -223,20 +253,6 @@ class PassageStore:
 def passage_uid(title: str, body: str) -> int:
   """The number by which Google's REALM knows a passage, in its released files too; empty texts: the null passage."""
   return int(hashlib.sha1(f"{title} <sep> {body}".encode()).hexdigest(), 16)
-
-
-def _spans_to_tokens(spans: Iterable[Span], char_range: np.ndarray, sentence_start: np.ndarray) -> np.ndarray:
-  """Character spans -> [S, 4] body tokens strictly inside each; spans without any, or across sentences, are dropped."""
-  rows = []
-  for span in spans:
-    first = int(np.searchsorted(char_range[:, 0], span.start, side="left"))
-    end = int(np.searchsorted(char_range[:, 1], span.end, side="right"))
-    if first >= end:
-      continue
-    sentence = int(np.searchsorted(sentence_start, first, side="right")) - 1
-    if int(np.searchsorted(sentence_start, end - 1, side="right")) - 1 == sentence:
-      rows.append((first, end, sentence, KINDS.index(span.kind)))
-  return np.array(rows, np.int64).reshape(-1, 4)
 
 
 def _file_digest(path: pathlib.Path) -> str:

@@ -8,6 +8,7 @@ tagger of your choice.
 from __future__ import annotations
 
 import bisect
+import functools
 import re
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple, Protocol
@@ -263,38 +264,44 @@ def _is_proper(word: str) -> bool:
 # Labels of OntoNotes and of CoNLL; the rest (NORP, EVENT, WORK_OF_ART, MISC, ...) is "misc".
 _SPACY_KIND = {"PERSON": "person", "PER": "person", "ORG": "organization"}
 _SPACY_KIND |= dict.fromkeys(("GPE", "LOC", "FAC"), "location")
+_SPACY_BATCH = 32  # passages: with the default of 1,000 a process needs a gigabyte
 _NOT_SALIENT = frozenset("DATE TIME CARDINAL ORDINAL PERCENT MONEY QUANTITY".split())
 
 
 class SpacyTagger:
   """Finds the names that a spaCy model finds, without "the" before and "'s" behind them.
 
-  Processes start anew at each call of `tag`, so give it thousands of texts a call when num_processes > 1.
+  It is sent to other processes by the model's name; each loads the model once.
   """
 
-  def __init__(self, model: str = "en_core_web_sm", num_processes: int = 1):
-    try:
-      import spacy  # noqa: PLC0415 an extra
-    except ImportError as error:
-      raise ImportError(
-        f"the tagger 'spacy:{model}' needs spaCy and a model; run: "
-        f'pip install "realm_jax[ner]" && python -m spacy download {model}'
-      ) from error
-    try:
-      self._nlp = spacy.load(model)
-    except OSError as error:
-      raise ImportError(f"spaCy can't load the model {model!r}; run: python -m spacy download {model}") from error
-    if "ner" not in self._nlp.pipe_names:
-      raise ValueError(f"the spaCy model {model!r} has no 'ner' pipe, only {self._nlp.pipe_names}; choose another")
-    self._nlp.select_pipes(enable=[p for p in ("transformer", "tok2vec", "ner") if p in self._nlp.pipe_names])
-    self._num_processes = num_processes
-    self.name = f"spacy:{model}-{self._nlp.meta['version']}"
+  def __init__(self, model: str = "en_core_web_sm"):
+    self._model = model
+    self.name = f"spacy:{model}-{_load_spacy(model).meta['version']}"
 
   def tag(self, texts: Sequence[str]) -> list[list[Span]]:
-    docs = self._nlp.pipe(texts, n_process=self._num_processes)
+    docs = _load_spacy(self._model).pipe(texts, batch_size=_SPACY_BATCH)
     return [
       [span for e in doc.ents if (span := _from_spacy(doc.text, e.start_char, e.end_char, e.label_))] for doc in docs
     ]
+
+
+@functools.cache
+def _load_spacy(model: str):
+  try:
+    import spacy  # noqa: PLC0415 an extra
+  except ImportError as error:
+    raise ImportError(
+      f"the tagger 'spacy:{model}' needs spaCy and a model; run: "
+      f'pip install "realm_jax[ner]" && python -m spacy download {model}'
+    ) from error
+  try:
+    nlp = spacy.load(model)
+  except OSError as error:
+    raise ImportError(f"spaCy can't load the model {model!r}; run: python -m spacy download {model}") from error
+  if "ner" not in nlp.pipe_names:
+    raise ValueError(f"the spaCy model {model!r} has no 'ner' pipe, only {nlp.pipe_names}; choose another")
+  nlp.select_pipes(enable=[p for p in ("transformer", "tok2vec", "ner") if p in nlp.pipe_names])
+  return nlp
 
 
 def _from_spacy(text: str, start: int, end: int, label: str) -> Span | None:

@@ -15,6 +15,7 @@ from tokenizers import models, normalizers, pre_tokenizers, trainers
 
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 MAX_SIZE = 2**16  # token ids are stored as uint16
+_PIECE = 2**18  # characters that are cut into wordpieces at once
 _MAX_CHARACTERS = 1000  # as in BERT's training: the rare scripts of an encyclopedia would fill the vocabulary
 
 
@@ -66,6 +67,23 @@ class Vocabulary:
     return xxhash.xxh3_128_hexdigest("\n".join((str(self.lowercase),) + self.tokens).encode())
 
   def encode(self, texts: Sequence[str]) -> list[Encoding]:
+    short = iter(self._encode([text for text in texts if len(text) <= _PIECE]))
+    return [next(short) if len(text) <= _PIECE else self._encode_long(text) for text in texts]
+
+  def _encode_long(self, text: str) -> Encoding:
+    """Goes from space to space, as the tokenizer needs some hundred bytes a wordpiece."""
+    pieces, begin = [], 0
+    while begin < len(text):
+      end = begin + _PIECE
+      if end < len(text):
+        space = max(text.rfind(" ", begin + 1, end), text.rfind("\n", begin + 1, end))
+        end = space if space > 0 else end
+      (piece,) = self._encode([text[begin:end]])
+      pieces.append(Encoding(piece.token_id, piece.char_range + np.int32(begin)))
+      begin = end
+    return Encoding(*map(np.concatenate, zip(*pieces)))
+
+  def _encode(self, texts: Sequence[str]) -> list[Encoding]:
     return [
       Encoding(np.array(e.ids, np.int32), np.array(e.offsets, np.int32).reshape(-1, 2))
       for e in self._tokenizer.encode_batch(list(texts), add_special_tokens=False)
@@ -75,8 +93,15 @@ class Vocabulary:
     """Token ids alone, which take less time than `encode`."""
     return [e.ids for e in self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)]
 
+  def to_bytes(self) -> bytes:
+    """The content of vocab.txt."""
+    return "".join(t + "\n" for t in self.tokens).encode()
+
   def save(self, path) -> None:
-    pathlib.Path(path).write_text("".join(t + "\n" for t in self.tokens), encoding="utf-8")
+    pathlib.Path(path).write_bytes(self.to_bytes())
+
+  def __reduce__(self):  # the tokenizer doesn't travel between processes
+    return _restore, (self.tokens, self.lowercase)
 
   @classmethod
   def load(cls, path, *, lowercase: bool) -> Vocabulary:
@@ -118,6 +143,10 @@ class Vocabulary:
     tokenizer.train_from_iterator(texts, trainer)
     id_of = tokenizer.get_vocab()
     return cls(sorted(id_of, key=lambda token: id_of[token]), lowercase=lowercase)
+
+
+def _restore(tokens: tuple[str, ...], lowercase: bool) -> Vocabulary:
+  return Vocabulary(tokens, lowercase=lowercase)
 
 
 def _frequent_characters(texts: Iterable[str], tokenizer: tokenizers.Tokenizer, limit: int) -> list[str]:
