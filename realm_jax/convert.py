@@ -68,7 +68,7 @@ def main(values: flags.FlagValues, positional: list[str]) -> None:
   scratch.mkdir(parents=True)
   try:
     if values.to != "realm":
-      weights = with_shared_towers(weights) if values.to == "compact" else weights
+      weights = with_shared_towers(weights)._replace(block_emb=None) if values.to == "compact" else weights
       classes = write_hf(scratch, weights)
       if values.to == "compact":
         for below in classes:

@@ -174,6 +174,20 @@ def test_question_batch_takes_the_beam_and_reads_its_first(store, vocabulary):
     assert found == expected
 
 
+def test_patterns_mark_what_they_find(store, vocabulary):
+  queries = QuestionSource([Question("cat", ())], vocabulary, seed=0, query_length=8, max_masks=1).rows(np.array([0]))
+  batch = BatchAssembler(store, vocabulary, joint_length=24).question_batch(
+    queries, [[r"(may )?\d{4}", "SAT (on|there)", "("]], np.array([[1, 2, 0]]), snapshot_of(3), 3, regex=True
+  )
+  np.testing.assert_array_equal(batch.beam_has_answer_BR, [[True, False, True]])
+  spans = [zip(batch.gold_start_BKA[0, k], batch.gold_end_BKA[0, k]) for k in range(3)]
+  found = [
+    [" ".join(vocabulary.tokens[i] for i in batch.joint_BKJ.token_id[0, k, s : e + 1]) for s, e in pairs if s >= 0]
+    for k, pairs in enumerate(spans)
+  ]
+  assert found == [["may 1990", "sat there"], [], ["sat on"]]
+
+
 def test_what_is_cut_off_holds_no_answer(store, vocabulary):
   source = QuestionSource([Question("cat", ())], vocabulary, seed=0, query_length=8, max_masks=1)
   answers, row = [["dogs ran here"]], np.array([[0]])

@@ -6,7 +6,7 @@ import collections
 import re
 import string
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from tokenizers import normalizers, pre_tokenizers
 
@@ -105,13 +105,22 @@ def has_words(words: str, answers: Sequence[str]) -> bool:
 
 def first_match(text: str, patterns: Sequence[str]) -> str:
   """What the first pattern that is in the text finds there; "" if none does."""
+  return next(_matches(text, patterns), "")
+
+
+def all_matches(text: str, patterns: Sequence[str]) -> list[str]:
+  """All that patterns find in a text, each once, in the order of the patterns."""
+  return list(dict.fromkeys(_matches(text, patterns)))
+
+
+def _matches(text: str, patterns: Sequence[str]) -> Iterator[str]:
+  """An invalid pattern finds nothing, and nothing is no find."""
   for pattern in patterns:
     try:
-      if (match := re.search(pattern, text, re.IGNORECASE | re.UNICODE | re.MULTILINE)) and match[0]:
-        return match[0]
+      found = re.finditer(pattern, text, re.IGNORECASE | re.UNICODE | re.MULTILINE)
     except re.error:
       continue
-  return ""
+    yield from (match[0] for match in found if match[0])
 
 
 def _search_start(pattern: str, text: str) -> bool:

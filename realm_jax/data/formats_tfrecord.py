@@ -43,7 +43,8 @@ def crc32c(data: bytes) -> int:
     # The register so far acts like a xor on the next four bytes; what a shorter piece leaves of it moves down.
     piece[:head] ^= np.frombuffer(struct.pack("<I", register), np.uint8)[:head]
     last = np.arange(len(piece) - 1, -1, -1)
-    register = int(np.bitwise_xor.reduce(table[last, piece])) ^ (register >> (8 * head))
+    terms = np.bitwise_xor.reduce(table[last, piece])  # type: ignore[call-overload]
+    register = int(terms) ^ (register >> (8 * head))
   return register ^ 0xFFFFFFFF
 
 

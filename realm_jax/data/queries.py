@@ -166,7 +166,7 @@ def text_tokens(texts: Sequence[str], vocabulary: Vocabulary) -> Tokens:
   """Texts as rows of tokens."""
   ids = vocabulary.token_ids(texts)
   num_tokens = np.fromiter(map(len, ids), np.int64, len(ids))
-  token_id = np.zeros((len(ids), max(1, num_tokens.max(initial=0))), np.int32)
+  token_id = np.zeros((len(ids), max([1, *map(len, ids)])), np.int32)
   # All at once: an array for each text takes as long as cutting it.
   is_token = np.arange(token_id.shape[1]) < num_tokens[:, None]
   token_id[is_token] = np.fromiter(itertools.chain.from_iterable(ids), np.int32, num_tokens.sum())

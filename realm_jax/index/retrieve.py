@@ -10,7 +10,7 @@ import jax
 import numpy as np
 
 from realm_jax.batch import NULL_PASSAGE, IctBatch, MaskedBatch, Packed, QueryBatch, QuestionBatch, ReadingBatch
-from realm_jax.data.answers import has_words, matchable
+from realm_jax.data.answers import all_matches, has_answer, has_words, matchable
 from realm_jax.data.packing import Tokens, pack
 from realm_jax.data.passages import PassageStore
 from realm_jax.data.vocabulary import Vocabulary
@@ -99,26 +99,25 @@ class BatchAssembler:
     snapshot: Snapshot,
     num_passages: int,
     max_answers: int = 16,
+    regex: bool = False,
   ) -> QuestionBatch:
     """The beam with its frozen embeddings, and the first K passages to read, with the answers marked.
 
-    At most `max_answers` occurrences are marked in a passage.
+    Args:
+      max_answers: occurrences marked in a passage, at most.
+      regex: answers are regular expressions; marked is what they find in a passage.
     """
-    beam_has_answer_BR = np.array(
-      [
-        [has_words(self._words(i), words) for i in row]
-        for words, row in zip([[*map(matchable, answers)] for answers in answers_B], retrieved_id_BR.tolist())
-      ]
-    )
+    rows = zip(answers_B, retrieved_id_BR.tolist())
+    beam_has_answer_BR = np.array([self._have_answer(answers, row, regex) for answers, row in rows])
     passage_id_BK = retrieved_id_BR[:, :num_passages]
     joint_BKJ = self.joint_input(queries, passage_id_BK)
     is_body_BKJ = (joint_BKJ.segment_id == 1) & (joint_BKJ.token_id != self._vocabulary.sep_id)
     gold = np.full((2, *passage_id_BK.shape, max_answers), -1, np.int32)
     for b, answers in enumerate(answers_B):
-      # An answer of unknown words alone would be "found" at every unknown word.
-      encodings = self._vocabulary.encode(list(answers))
-      answer_ids = [e.token_id for e in encodings if (e.token_id != self._vocabulary.unk_id).any()]
-      for k in range(passage_id_BK.shape[1]):
+      answer_ids = self._answer_ids(answers)
+      for k, i in enumerate(passage_id_BK[b].tolist()):
+        if regex:
+          answer_ids = self._answer_ids(all_matches(self._store.body(i), answers))
         spans = find_answers(joint_BKJ.token_id[b, k], is_body_BKJ[b, k], answer_ids)[:max_answers]
         gold[0, b, k, : len(spans)] = [start for start, _ in spans]
         gold[1, b, k, : len(spans)] = [end for _, end in spans]
@@ -130,6 +129,17 @@ class BatchAssembler:
       is_body_BKJ,
       *gold,
     )
+
+  def _have_answer(self, answers: Sequence[str], passage_ids: Sequence[int], regex: bool) -> list[bool]:
+    if regex:
+      return [has_answer(self._store.body(i), answers, regex=True) for i in passage_ids]
+    words = [matchable(answer) for answer in answers]
+    return [has_words(self._words(i), words) for i in passage_ids]
+
+  def _answer_ids(self, answers: Sequence[str]) -> list[np.ndarray]:
+    """An answer of unknown words alone would be "found" at every unknown word, so it is left out."""
+    encodings = self._vocabulary.encode(list(answers))
+    return [e.token_id for e in encodings if (e.token_id != self._vocabulary.unk_id).any()]
 
   def joint_input(self, queries: QueryBatch, passage_id_BK: np.ndarray) -> Packed:
     """[CLS] query [SEP] body [SEP], [B, K, J]: the reader isn't shown the title."""

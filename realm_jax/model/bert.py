@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -31,7 +33,7 @@ class Bert(nn.Module):
   dropout_rate: float = 0.1
   layer_norm_epsilon: float = 1e-12
   gelu_is_approximate: bool = True  # its tanh form, as in Google's BERT; HF's BERTs were trained on with the exact one
-  dtype: jnp.dtype = jnp.float32
+  dtype: Any = jnp.float32
   attention: str = "naive"
   remat: bool = False
 
@@ -88,7 +90,7 @@ class Layer(nn.Module):
   dropout_rate: float
   layer_norm_epsilon: float
   gelu_is_approximate: bool
-  dtype: jnp.dtype
+  dtype: Any
   attention: str
 
   @nn.compact
@@ -136,7 +138,7 @@ class MaskedWordHead(nn.Module):
   vocab_size: int
   layer_norm_epsilon: float = 1e-12
   gelu_is_approximate: bool = True
-  dtype: jnp.dtype = jnp.float32
+  dtype: Any = jnp.float32
 
   @nn.compact
   def __call__(self, hidden: jax.Array, word_embedding_VE: jax.Array) -> jax.Array:

@@ -83,7 +83,7 @@ def make_stage(config: ConfigDict, store: PassageStore, vocabulary: Vocabulary) 
 
   if not config.questions:
     raise ValueError("fine-tuning needs questions: set --config.questions to a file, or to nq_open:train")
-  questions, _, skipped = read_questions(config.questions)
+  questions, regex, skipped = read_questions(config.questions)
   if skipped:
     print(f"{config.questions}: skipped {skipped}", file=sys.stderr)
   _check_num_passages(config.num_passages, len(store), "num_passages")
@@ -92,7 +92,7 @@ def make_stage(config: ConfigDict, store: PassageStore, vocabulary: Vocabulary) 
   def make_question_batch(queries, params, index):
     retrieved_id_BR = search(retriever, params["retriever"], queries, index, beam_size)[1]
     answers_B = [questions[i].answers for i in queries.question_id_B]
-    return assembler.question_batch(queries, answers_B, retrieved_id_BR, index, config.num_passages)
+    return assembler.question_batch(queries, answers_B, retrieved_id_BR, index, config.num_passages, regex=regex)
 
   return Stage(
     QuestionSource(questions, vocabulary, **draw),
