@@ -33,7 +33,7 @@ make_environment() {
 }
 
 # On a CPU, XLA's large buffers are given back to the kernel and faulted in anew at every step: a third to a half of the
-# time. These keep them (glibc only; docs/performance.md).
+# time. These keep them (glibc only).
 export GLIBC_TUNABLES="${GLIBC_TUNABLES:-glibc.malloc.hugetlb=1:glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=17179869184:glibc.malloc.arena_max=1}"
 export TF_CPP_MIN_LOG_LEVEL="${TF_CPP_MIN_LOG_LEVEL:-3}"  # TensorFlow reports every GPU library that it lacks
 export TOKENIZERS_PARALLELISM="${TOKENIZERS_PARALLELISM:-true}"

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from realm_jax.config import make_tower
-from realm_jax.data.build import build_passages, train_vocabulary
+from realm_jax.data.build import build_passages
 from realm_jax.data.passages import PassageStore
 from realm_jax.data.sample import SAMPLE_PASSAGES
 from realm_jax.data.spans import RuleTagger
@@ -25,6 +25,8 @@ from realm_jax.training.optimizer import bert_optimizer
 from realm_jax.training.stages import make_stage
 from realm_jax.training.start import initial_params
 from realm_jax.training.step import init_state, train_step
+from realm_jax.weights.source import locate
+from realm_jax.weights.vocabulary_file import read_vocabulary
 
 pytestmark = pytest.mark.slow
 DEMO = pathlib.Path(__file__).parent.parent / "configs" / "demo.py"
@@ -35,7 +37,7 @@ NUM_STEPS = 100
 def store(tmp_path_factory):
   """The demo's corpus."""
   path = tmp_path_factory.mktemp("bfloat16") / "store"
-  vocabulary = train_vocabulary(SAMPLE_PASSAGES, size=6000, lowercase=True)
+  vocabulary = read_vocabulary(locate("realm-tiny"))
   build_passages(SAMPLE_PASSAGES, path, vocabulary=vocabulary, passage_length=176, tagger=RuleTagger(), whole=True)
   return PassageStore(path)
 
@@ -45,7 +47,7 @@ def demo_config(stage, store):
   module = importlib.util.module_from_spec(spec)
   spec.loader.exec_module(module)
   config = module.get_config(stage)
-  config.update(corpus=str(store.path), init="", num_steps=NUM_STEPS)
+  config.update(corpus=str(store.path), init="realm-tiny", num_steps=NUM_STEPS)
   return config
 
 
@@ -82,7 +84,7 @@ def assert_losses_agree(stage, exact, rounded):
     f"{difference.max():.1e} of it, by {difference.mean():.1e} on average",
     flush=True,
   )
-  assert exact[:10].mean() - exact[-10:].mean() > 0.5  # nats: something was learnt
+  assert exact[-10:].mean() < exact[:10].mean()  # something was learnt
   assert difference.max() < 1e-2
 
 
