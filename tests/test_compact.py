@@ -6,6 +6,7 @@ from safetensors.numpy import load_file, save_file
 
 from realm_jax.weights.compact import CompactTensors, compact, is_compact
 from realm_jax.weights.safetensors_file import SafetensorsFile
+from realm_jax.weights.source import locate, read_weights
 from realm_jax.weights.tensors import WeightsError
 
 RNG = np.random.default_rng(0)
@@ -49,3 +50,12 @@ def test_a_scale_that_does_not_fit_is_refused(tmp_path):
   save_file({"a": np.zeros((2, 3), np.int8), "a.scale": np.zeros((3, 1), np.float32)}, tmp_path / "model.safetensors")
   with pytest.raises(WeightsError, match=r"'a.scale' in .*/model.safetensors doesn't fit 'a'; get the file again"):
     CompactTensors(SafetensorsFile(tmp_path / "model.safetensors"))
+
+
+def test_the_model_of_the_package_is_whole():
+  weights = read_weights("realm-tiny")
+  assert weights.parts.keys() == {"retriever/query_tower", "reader"} and weights.stage == "finetune"
+  assert len(weights.vocabulary) == weights.model["vocab_size"] == 30_522 and weights.vocabulary.lowercase
+  assert (weights.model["num_layers"], weights.model["hidden_size"], weights.model["num_heads"]) == (2, 128, 2)
+  assert all(np.isfinite(tensor.read()).all() for tensor in weights.tensors.values())
+  assert sum(path.stat().st_size for path in locate("realm-tiny").iterdir()) < 16e6
