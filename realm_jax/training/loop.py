@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import numpy as np
+import optax
 from ml_collections import ConfigDict
 
 from realm_jax.config import STAGES, stored_config
@@ -40,7 +41,7 @@ def train(config: ConfigDict, run_dir: RunDir, *, log: Callable[[str], None] = p
   store = PassageStore(config.corpus)
   vocabulary = store.vocabulary()
   stage = make_stage(config, store, vocabulary)
-  optimizer = _make_optimizer(config, stage)
+  optimizer = make_optimizer(config, stage)
   check_run_dir(config, run_dir)
   checkpoints = Checkpoints(run_dir, keep=config.checkpoint.keep)
   tower_writer = TowerWriter(run_dir) if "retriever" in STAGES[config.stage] else None
@@ -111,7 +112,8 @@ def count_tokens(batch: Any) -> int:
   return int(sum(np.count_nonzero(part.is_token) for part in batch if hasattr(part, "is_token")))
 
 
-def _make_optimizer(config: ConfigDict, stage: Stage):
+def make_optimizer(config: ConfigDict, stage: Stage) -> optax.GradientTransformation:
+  """The optimizer that a config describes for its stage."""
   return bert_optimizer(
     learning_rate=config.optimizer.learning_rate,
     num_steps=config.num_steps,
