@@ -98,6 +98,10 @@ def test_plain_text(wikitext, text):
   assert plain_text(wikitext) == text
 
 
-def test_deep_nesting_is_no_crash():
-  for piece in ("{{a|", "[[a|", "<b>", "{|\n|", "'''''"):
-    plain_text(piece * 300)
+@pytest.mark.parametrize("piece", ["{{a|", "[[a|", "<b>", "'''''"])
+def test_deep_nesting_that_is_never_closed_is_text(piece):
+  assert plain_text(f"before {piece * 300}") == f"before {piece * 300}"
+
+
+def test_deep_tables_are_no_crash():
+  assert plain_text("before " + "{|\n|" * 300) == "before {|"
