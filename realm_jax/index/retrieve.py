@@ -55,20 +55,21 @@ class BatchAssembler:
 
   def ict_batch(self, queries: QueryBatch) -> IctBatch:
     """Each query's own passage, without the query's sentence where it is to be removed (section 1.10)."""
-    body = self._body_without_sentence(queries, queries.sentence_is_removed_B)
+    body = self._shown_body(queries)
     title = self._store.title_tokens(queries.passage_id_B)
     passage_BP = pack(title, body, self._store.passage_length, self._vocabulary)
     return IctBatch(query_input(queries), passage_BP, queries.sentence_is_removed_B)
 
   def reading_batch(self, queries: QueryBatch) -> ReadingBatch:
     """Each masked sentence with the passage that the query names, without the sentence if that is its own."""
-    body = self._body_without_sentence(queries, queries.sentence_is_removed_B)
+    body = self._shown_body(queries)
     joint_BJ = pack(_query_tokens(queries), body, self._joint_length, self._vocabulary)
     return ReadingBatch(joint_BJ, queries.mask_position_BM, queries.mask_target_BM, queries.mask_weight_BM)
 
-  def _body_without_sentence(self, queries: QueryBatch, is_removed_B: np.ndarray) -> Tokens:
+  def _shown_body(self, queries: QueryBatch) -> Tokens:
+    """The queries' passages, without the query's sentence where it is to be removed."""
     body = self._store.body_tokens(queries.passage_id_B)
-    removed_B = np.where(is_removed_B, queries.sentence_B2[:, 1] - queries.sentence_B2[:, 0], 0)
+    removed_B = np.where(queries.sentence_is_removed_B, queries.sentence_B2[:, 1] - queries.sentence_B2[:, 0], 0)
     index_BL = np.broadcast_to(np.arange(body.token_id_RL.shape[1]), body.token_id_RL.shape)
     first_B = body.start_R + queries.sentence_B2[:, 0]
     index_BL = index_BL + np.where(index_BL >= first_B[:, None], removed_B[:, None], 0)
