@@ -80,6 +80,10 @@ def paper_config(stage: str) -> ConfigDict:
   index.exact_below = 100_000
   index.export_every = 500  # steps between exports of the passage tower for the indexer
   index.sync = False  # adopt each snapshot at the next export, and wait for it: reproducible to the bit
+  index.refresh = "process"  # by realm refresh_index; inline: by the trainer itself, between steps
+  index.num_slices = 1  # of the corpus; with more, each snapshot embeds one of them anew
+  index.warn_age = 0  # steps; an older index is warned of. 0: ten times export_every
+  index.max_age = 0  # steps; with an index of this age the trainer waits for a younger one. 0: never
   index.timeout = 3600.0  # seconds to wait for a snapshot, or for the trainer
   index.keep = 3  # snapshots
   index.batch_size = 256  # passages embedded at once

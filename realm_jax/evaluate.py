@@ -25,7 +25,7 @@ from realm_jax import cli
 from realm_jax.data.passages import PassageStore
 from realm_jax.data.questions import read_questions, split_name
 from realm_jax.index.bm25 import Bm25
-from realm_jax.index.run_dir import RunDir, write_atomically
+from realm_jax.index.run_dir import RunDir
 from realm_jax.serving.evaluation import RECALL_AT, answerable, evaluate_answers, evaluate_retrieval
 
 
@@ -96,8 +96,8 @@ def _store(run_dir: RunDir, name: str, result: dict, predictions: list[dict] | N
   run_dir.evaluation.mkdir(parents=True, exist_ok=True)
   if predictions is not None:
     lines = "".join(json.dumps(p, ensure_ascii=False) + "\n" for p in predictions)
-    write_atomically(run_dir.evaluation / f"{name}.predictions.jsonl", lines)
-  write_atomically(run_dir.evaluation / f"{name}.json", json.dumps(result, indent=2) + "\n")
+    run_dir.files.replace(run_dir.evaluation / f"{name}.predictions.jsonl", lines)
+  run_dir.files.replace(run_dir.evaluation / f"{name}.json", json.dumps(result, indent=2) + "\n")
 
 
 def _format(value: float | None) -> str:

@@ -16,14 +16,16 @@ from absl import flags
 from realm_jax import cli
 from realm_jax.config import make_tower, stored_config
 from realm_jax.data.passages import PassageStore
-from realm_jax.index.refresh import follow
+from realm_jax.index.refresh import Refresher, abstract_tower_params, follow, refresh_settings
 from realm_jax.index.run_dir import RunDir
 
 
 def define_flags(values: flags.FlagValues) -> None:
   flags.DEFINE_string("workdir", None, "The run directory.", required=True, flag_values=values)
   flags.DEFINE_bool("once", False, "Publish the newest parameters and end.", flag_values=values)
-  flags.DEFINE_float("timeout", None, "Seconds to wait for the trainer [the config's].", 0.0, flag_values=values)
+  flags.DEFINE_float(
+    "timeout", None, "Seconds to wait for the trainer [the config's; none with --once].", 0.0, flag_values=values
+  )
   flags.DEFINE_bool("quiet", False, "Show no progress bars.", flag_values=values)
 
 
@@ -31,21 +33,30 @@ def main(values: flags.FlagValues, positional: list[str]) -> None:
   if positional:
     raise ValueError(f"unexpected {positional[0]!r}")
   run_dir = RunDir(values.workdir)
-  config = stored_config(run_dir.read_config(timeout=600.0 if values.timeout is None else values.timeout))
+  # Once is for a scheduler, which comes again: what is not there yet is not waited for.
+  default = 0.0 if values.once else None
+  wait = values.timeout if values.timeout is not None else default
+  config = stored_config(run_dir.read_config(timeout=600.0 if wait is None else wait))
+  timeout = config.index.timeout if wait is None else wait
   store = PassageStore(config.corpus)
-  num_published = follow(
+  log = tqdm.tqdm.write
+  tower = make_tower(config.model, store.description["vocabulary_size"])
+  refresher = Refresher(
     run_dir,
-    make_tower(config.model, store.description["vocabulary_size"]),
+    tower,
     store,
-    searcher=config.index.searcher,
-    exact_below=config.index.exact_below,
+    refresh_settings(config.index),
+    log=log,
+    progress=lambda batches: tqdm.tqdm(batches, desc="embedding", leave=False, mininterval=1.0, disable=values.quiet),
+  )
+  num_published = follow(
+    refresher,
+    run_dir,
+    abstract_tower_params(tower, store.passage_length),
     once=values.once,
     in_order=config.index.sync,
-    timeout=config.index.timeout if values.timeout is None else values.timeout,
-    keep=config.index.keep,
-    batch_size=config.index.batch_size,
-    log=lambda line: tqdm.tqdm.write(line),
-    progress=lambda batches: tqdm.tqdm(batches, desc="embedding", leave=False, mininterval=1.0, disable=values.quiet),
+    timeout=timeout,
+    log=log,
   )
   print(f"{num_published} snapshots published in {run_dir.index}")
 

@@ -9,6 +9,9 @@ import numpy as np
 from realm_jax.batch import Packed
 from realm_jax.data.vocabulary import Vocabulary
 
+# Names the format below. Raise it when the same tokens are packed in another way: embeddings of both don't mix.
+PACKING = "bert-1"
+
 
 class Tokens(NamedTuple):
   """Row r's sequence is token_id_RL[r, start_R[r] : start_R[r] + num_tokens_R[r]]."""

@@ -1,7 +1,8 @@
-"""Digests of parameter trees and files: Orbax does not notice a flipped bit, these do."""
+"""Digests of parameter trees, files and JSON texts: Orbax does not notice a flipped bit, these do."""
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import jax
@@ -22,6 +23,12 @@ def tree_digest(tree: Any) -> str:
   return digest.hexdigest()
 
 
+def is_finite(tree: Any) -> bool:
+  """Whether every floating-point number of a tree is finite."""
+  leaves = (np.asarray(leaf) for leaf in jax.tree.leaves(jax.device_get(tree)))
+  return all(np.isfinite(x).all() for x in leaves if jax.numpy.issubdtype(x.dtype, np.inexact))
+
+
 def file_digests(directory: epath.Path) -> dict[str, str]:
   """Relative path -> xxh3-128, for every file below a directory."""
   result = {}
@@ -33,3 +40,22 @@ def file_digests(directory: epath.Path) -> dict[str, str]:
           digest.update(piece)
       result[(parent / name).relative_to(directory).as_posix()] = digest.hexdigest()
   return dict(sorted(result.items()))
+
+
+def sealed(content: dict[str, Any]) -> dict[str, Any]:
+  """The content with a digest of its own, "seal"."""
+  return content | {"seal": _seal(content)}
+
+
+def unsealed(content: Any) -> dict[str, Any]:
+  """What was sealed; raises ValueError where it is not what was written."""
+  if not isinstance(content, dict):
+    raise ValueError(f"expected a JSON object, found {type(content).__name__}")
+  rest = {name: value for name, value in content.items() if name != "seal"}
+  if content.get("seal") != _seal(rest):
+    raise ValueError("its seal differs")
+  return rest
+
+
+def _seal(content: dict[str, Any]) -> str:
+  return xxhash.xxh3_128_hexdigest(json.dumps(content, sort_keys=True).encode())

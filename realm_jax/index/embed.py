@@ -24,8 +24,10 @@ def embed_passages(
   *,
   batch_size: int = 256,
   progress: Callable[[Iterable[int]], Iterable[int]] = lambda batches: batches,
+  begin: int = 0,
+  end: int | None = None,
 ) -> np.ndarray:
-  """Every passage as [CLS] title [SEP] body [SEP] -> bfloat16 [N, D].
+  """Passages begin to end - 1 (None: all), each as [CLS] title [SEP] body [SEP] -> bfloat16 [end - begin, D].
 
   Args:
     params: the passage tower's parameters.
@@ -35,23 +37,23 @@ def embed_passages(
   Raises:
     ValueError: progress left out a batch, or changed their order.
   """
-  num_passages = len(store)
-  batch_size = min(batch_size, num_passages)
+  end = len(store) if end is None else end
+  batch_size = min(batch_size, end - begin)
   params = jax.device_put(params)
   emb_ND = None
-  num_embedded = 0
-  for begin in progress(range(0, num_passages, batch_size)):
-    if begin != num_embedded:
-      raise ValueError(_out_of_order(num_embedded, f"a batch that begins with passage {begin}"))
+  num_embedded = begin
+  for first in progress(range(begin, end, batch_size)):
+    if first != num_embedded:
+      raise ValueError(_out_of_order(num_embedded, f"a batch that begins with passage {first}"))
     # The last batch is filled up, so that there is one shape and one compilation.
-    passage_id = np.minimum(np.arange(begin, begin + batch_size), num_passages - 1)
+    passage_id = np.minimum(np.arange(first, first + batch_size), end - 1)
     packed = pack(store.title_tokens(passage_id), store.body_tokens(passage_id), store.passage_length, vocabulary)
     emb_BD = np.asarray(jax.device_get(_embed(tower, params, jax.device_put(packed))))
     if emb_ND is None:
-      emb_ND = np.empty((num_passages, emb_BD.shape[1]), ml_dtypes.bfloat16)
-    emb_ND[begin : begin + batch_size] = emb_BD[: num_passages - begin]
-    num_embedded = begin + batch_size
-  if emb_ND is None or num_embedded < num_passages:
+      emb_ND = np.empty((end - begin, emb_BD.shape[1]), ml_dtypes.bfloat16)
+    emb_ND[first - begin : first - begin + batch_size] = emb_BD[: end - first]
+    num_embedded = first + batch_size
+  if emb_ND is None or num_embedded < end:
     raise ValueError(_out_of_order(num_embedded, "the end"))
   return emb_ND
 

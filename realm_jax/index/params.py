@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+from etils import epath
 
+from realm_jax.index.digest import tree_digest, unsealed
 from realm_jax.index.run_dir import RunDir
 
 
 def restore_params(run_dir: RunDir, step: int | None = None) -> tuple[int, Any]:
   """The parameters of a run's newest checkpoint, or of `step`, as NumPy arrays; the optimizer's state is not read.
 
+  Where the newest one is damaged, the one before is taken, and a line on stderr says so.
+
   Raises:
     FileNotFoundError: no checkpoint there.
+    ValueError: all are damaged, or `step` is.
   """
   steps = run_dir.checkpoint_steps()
   if not steps or (step is not None and step not in steps):
@@ -23,17 +29,32 @@ def restore_params(run_dir: RunDir, step: int | None = None) -> tuple[int, Any]:
       f"no checkpoint{'' if step is None else f' {step}'} in {run_dir.checkpoints} (there are: {steps}); "
       "train the run first, or check --workdir"
     )
-  step = steps[-1] if step is None else step
+  reasons = []
+  for candidate in reversed(steps) if step is None else [step]:
+    try:
+      return candidate, _read(run_dir.checkpoints / str(candidate))
+    except Exception as error:  # noqa: BLE001 whatever a damaged file makes Orbax raise
+      reasons.append(f"checkpoint {candidate} is damaged ({(str(error) or type(error).__name__).splitlines()[0]})")
+      print(f"{run_dir.path}: {reasons[-1]}", file=sys.stderr)
+  raise ValueError(
+    f"no checkpoint in {run_dir.checkpoints} can be read: {'; '.join(reasons)}; restore it from a backup"
+  )
+
+
+def _read(checkpoint: epath.Path) -> Any:
   with ocp.PyTreeCheckpointer() as checkpointer:
-    path = run_dir.checkpoints / str(step) / "state"
-    tree = checkpointer.metadata(path).item_metadata.tree["params"]
+    tree = checkpointer.metadata(checkpoint / "state").item_metadata.tree["params"]
     item = {"params": jax.tree.map(lambda _: 0, tree)}
     params = checkpointer.restore(
-      path,
+      checkpoint / "state",
       args=ocp.args.PyTreeRestore(
         item=item,
         restore_args=jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), item),
         partial_restore=True,
       ),
     )["params"]
-  return step, params
+  with ocp.Checkpointer(ocp.JsonCheckpointHandler()) as checkpointer:
+    meta = unsealed(checkpointer.restore(checkpoint / "meta"))
+  if tree_digest(params) != meta["params_digest"]:
+    raise ValueError("its digest differs")
+  return params

@@ -4,33 +4,150 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 
 from realm_jax.batch import Packed
 from realm_jax.data.passages import PassageStore
 from realm_jax.index import snapshot as snapshots
+from realm_jax.index.deletion import delete_old
+from realm_jax.index.digest import is_finite
 from realm_jax.index.embed import embed_passages
 from realm_jax.index.run_dir import RunDir
-from realm_jax.index.tower_export import TowerReader
+from realm_jax.index.snapshot import Slice, SnapshotError
+from realm_jax.index.tower_export import DamagedExport, Export, TowerReader
 from realm_jax.model.retriever import Tower
 
 
+class RefreshSettings(NamedTuple):
+  """The fields of config.index that the indexer goes by."""
+
+  searcher: str = "auto"
+  exact_below: int = 100_000
+  keep: int = 3
+  batch_size: int = 256
+  num_slices: int = 1
+
+
+def refresh_settings(index: Any) -> RefreshSettings:
+  """From config.index.
+
+  Raises:
+    ValueError: a number below 1.
+  """
+  for name in ("keep", "num_slices", "batch_size"):
+    if index[name] < 1:
+      raise ValueError(f"index.{name}={index[name]}, expected at least 1")
+  return RefreshSettings(**{name: index[name] for name in RefreshSettings._fields})
+
+
+class Refresher:
+  """Turns the passage tower's parameters into published snapshots.
+
+  With several slices each snapshot embeds only the one whose parameters are the oldest, and takes the rest from the
+  snapshot before: the mean age of an embedding falls from 1.5 to about 0.5 times what embedding all of them takes.
+  """
+
+  def __init__(
+    self,
+    run_dir: RunDir,
+    tower: Tower,
+    store: PassageStore,
+    settings: RefreshSettings,
+    *,
+    log: Callable[[str], None] = print,
+    progress: Callable[[Iterable[int]], Iterable[int]] = lambda batches: batches,
+  ):
+    self._run_dir, self._tower, self._store, self._settings = run_dir, tower, store, settings
+    self._log, self._progress = log, progress
+    self._vocabulary = store.vocabulary()
+    self._damaged: frozenset[int] = frozenset()
+    self._emb_ND: np.ndarray | None = None
+    self._slices: list[Slice] = []
+    self._take_over_newest()
+
+  def published_step(self) -> int | None:
+    """The step whose parameters embedded the newest snapshot that is whole."""
+    return snapshots.newest_step(self._run_dir, self._damaged)
+
+  def refresh(self, export: Export) -> int | None:
+    """Embeds, publishes, and deletes what is old.
+
+    Returns:
+      The version, None if other indexers were faster.
+
+    Raises:
+      SnapshotError: a parameter or an embedding is not finite.
+    """
+    if not is_finite(export.params):
+      raise SnapshotError(f"the parameters of step {export.step} are not finite; nothing was published")
+    started = time.monotonic()
+    emb_ND, slices, num_embedded = self._embed(export)
+    embedded = time.monotonic()
+    version = snapshots.publish(
+        self._run_dir, emb_ND, self._store, params_step=export.step, params_digest=export.digest, slices=slices,
+        searcher=self._settings.searcher, exact_below=self._settings.exact_below, damaged=self._damaged,
+    )  # fmt: skip
+    if version is None:
+      self._log(f"the parameters of step {export.step}, or newer ones, were published by another indexer")
+      self._emb_ND = None
+      self._take_over_newest()
+      return None
+    if self._settings.num_slices > 1:
+      self._emb_ND, self._slices = emb_ND, slices
+    delete_old(self._run_dir, keep=self._settings.keep)
+    self._log(
+      f"snapshot {version}: {num_embedded} passages with the parameters of step {export.step} "
+      f"(embedded in {embedded - started:.1f} s, published in {time.monotonic() - embedded:.1f} s)"
+    )
+    return version
+
+  def _embed(self, export: Export) -> tuple[np.ndarray, list[Slice], int]:
+    def embed(begin: int, end: int) -> np.ndarray:
+      return embed_passages(
+          self._tower, export.params, self._store, self._vocabulary, batch_size=self._settings.batch_size,
+          progress=self._progress, begin=begin, end=end,
+      )  # fmt: skip
+
+    num_passages = len(self._store)
+    if self._emb_ND is None:
+      bounds = np.linspace(0, num_passages, min(self._settings.num_slices, num_passages) + 1).astype(int).tolist()
+      slices = [Slice(begin, end, export.step) for begin, end in zip(bounds, bounds[1:])]
+      return embed(0, num_passages), slices, num_passages
+    oldest = min(range(len(self._slices)), key=lambda i: self._slices[i].params_step)
+    begin, end, _ = self._slices[oldest]
+    emb_ND = self._emb_ND.copy()
+    emb_ND[begin:end] = embed(begin, end)
+    slices = [*self._slices[:oldest], Slice(begin, end, export.step), *self._slices[oldest + 1 :]]
+    return emb_ND, slices, end - begin
+
+  def _take_over_newest(self) -> None:
+    """Finds out which of the newest snapshots are damaged, and goes on from the newest that is whole."""
+    for version in reversed(self._run_dir.snapshot_versions()):
+      if version in self._damaged:
+        continue
+      try:
+        snapshot = snapshots.load(self._run_dir, version, self._store)
+      except SnapshotError as error:
+        self._damaged |= {version}
+        self._log(f"snapshot {version} does not count as published: {error}")
+        continue
+      if self._settings.num_slices > 1 and len(snapshot.slices) == min(self._settings.num_slices, len(self._store)):
+        self._emb_ND, self._slices = snapshot.passage_emb_ND, snapshot.slices
+      return
+
+
 def follow(
+  refresher: Refresher,
   run_dir: RunDir,
-  tower: Tower,
-  store: PassageStore,
+  abstract_params: Any,
   *,
-  searcher: str,
-  exact_below: int,
   once: bool,
   timeout: float,
   in_order: bool = False,
-  keep: int = 3,
-  batch_size: int = 256,
   log: Callable[[str], None] = print,
-  progress: Callable[[Iterable[int]], Iterable[int]] = lambda batches: batches,
 ) -> int:
   """Publishes a snapshot of the newest exported parameters, again and again.
 
@@ -40,39 +157,34 @@ def follow(
   Ends after one round if `once`; when the trainer is DONE and its last parameters are published; or when nothing new
   came for `timeout` seconds (TimeoutError).
 
+  Args:
+    abstract_params: see `abstract_tower_params`.
+
   Returns:
     How many snapshots it published.
   """
-  vocabulary = store.vocabulary()
-  abstract_params = abstract_tower_params(tower, store.passage_length)
   reader = TowerReader(run_dir)
+  left_out: set[int] = set()
   num_published = 0
-  published_step = newest_params_step(run_dir)
+  published_step = refresher.published_step()
   deadline = time.monotonic() + timeout
   while True:
-    is_done = run_dir.done.exists()  # read before the parameters: after DONE no newer ones come
+    is_done = run_dir.is_done()  # read before the parameters: after DONE no newer ones come
     steps = reader.steps()
-    unpublished = [s for s in steps if published_step is None or s > published_step]
+    unpublished = [s for s in steps if (published_step is None or s > published_step) and s not in left_out]
     if unpublished:
       step = unpublished[0 if in_order else -1]
       try:
-        export = reader.read(step, abstract_params)
+        version = refresher.refresh(reader.read(step, abstract_params))
       except FileNotFoundError:  # deleted by the trainer, which has newer ones
         continue
-      started = time.monotonic()
-      emb_ND = embed_passages(tower, export.params, store, vocabulary, batch_size=batch_size, progress=progress)
-      embedded = time.monotonic()
-      version = snapshots.publish(
-          run_dir, emb_ND, store, params_step=step, params_digest=export.digest,
-          searcher=searcher, exact_below=exact_below,
-      )  # fmt: skip
-      published_step = step
-      num_published += 1
-      snapshots.delete_old(run_dir, keep=keep)
-      log(
-        f"snapshot {version}: {len(store)} passages with the parameters of step {step} "
-        f"(embedded in {embedded - started:.1f} s, published in {time.monotonic() - embedded:.1f} s)"
-      )
+      except (DamagedExport, SnapshotError) as error:
+        # Training may go on, and the next export be whole.
+        log(f"the parameters of step {step} are left out: {error}")
+        left_out.add(step)
+        continue
+      published_step = refresher.published_step()
+      num_published += version is not None
       deadline = time.monotonic() + timeout
     elif is_done or (once and steps):
       return num_published
@@ -83,12 +195,6 @@ def follow(
       )
     else:
       time.sleep(0.2)
-
-
-def newest_params_step(run_dir: RunDir) -> int | None:
-  """The step whose parameters embedded the newest snapshot."""
-  versions = run_dir.snapshot_versions()
-  return snapshots.read_manifest(run_dir, versions[-1])["params_step"] if versions else None
 
 
 def abstract_tower_params(tower: Tower, passage_length: int) -> Any:

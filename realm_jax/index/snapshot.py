@@ -6,6 +6,7 @@ import json
 import pathlib
 import tempfile
 import uuid
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import ml_dtypes
@@ -14,16 +15,25 @@ import orbax.checkpoint as ocp
 import xxhash
 from etils import epath
 
+from realm_jax.data.packing import PACKING
 from realm_jax.data.passages import PassageStore
-from realm_jax.index.digest import file_digests
-from realm_jax.index.run_dir import RunDir, commit
+from realm_jax.index.digest import file_digests, sealed, unsealed
+from realm_jax.index.run_dir import RunDir
 from realm_jax.index.searcher import ExactSearcher, ScannSearcher, Searcher, scann_settings
 
-FORMAT = "realm-snapshot-1"
+FORMAT = "realm-snapshot-2"
 
 
 class SnapshotError(ValueError):
   """A snapshot that must not be used; the message says what differs, and the remedy."""
+
+
+class Slice(NamedTuple):
+  """Passages begin to end - 1 were embedded with the parameters of one step."""
+
+  begin: int
+  end: int
+  params_step: int
 
 
 class Snapshot(NamedTuple):
@@ -36,8 +46,16 @@ class Snapshot(NamedTuple):
 
   @property
   def params_step(self) -> int:
-    """The step of the parameters that embedded the passages."""
+    """The step of the parameters that embedded the passages; of the newest slice, where they were several."""
     return self.manifest["params_step"]
+
+  @property
+  def slices(self) -> list[Slice]:
+    return [Slice(*part) for part in self.manifest["slices"]]
+
+  def age(self, step: int) -> float:
+    """Steps since the parameters that embedded a passage, on average over the passages."""
+    return step - sum((s.end - s.begin) * s.params_step for s in self.slices) / len(self.passage_emb_ND)
 
 
 def publish(
@@ -47,97 +65,105 @@ def publish(
   *,
   params_step: int,
   params_digest: str,
+  slices: Sequence[Slice] | None = None,
   searcher: str = "auto",
   exact_below: int = 100_000,
-) -> int:
+  damaged: frozenset[int] = frozenset(),
+) -> int | None:
   """Writes a snapshot and commits it under the next free version.
 
-  Every writer writes below a name of its own; the version belongs to the one whose COMMIT, the manifest, is created
-  first. Another writer's data loses nothing but its own work.
+  Every writer writes below a name of its own; a version belongs to the one whose COMMIT, the manifest, is created
+  first. The other takes the next version, unless the first one's parameters are as new as its own.
 
   Args:
+    slices: which passages were embedded with which step's parameters; None: all with those of params_step.
     searcher: "exact", "scann", or "auto": exact below `exact_below` passages.
+    damaged: versions that don't count as published.
 
   Returns:
-    The version.
+    The version; None if one of these parameters, or of newer ones, was published by another writer.
 
   Raises:
     SnapshotError: an embedding is not finite.
   """
   emb_ND = np.asarray(passage_emb_ND).astype(ml_dtypes.bfloat16)
-  is_finite_N = np.isfinite(emb_ND.astype(np.float32)).all(1)
-  if not is_finite_N.all():
-    first = int(np.argmin(is_finite_N))
+  if (first := _first_not_finite(emb_ND)) is not None:
     raise SnapshotError(
-      f"{(~is_finite_N).sum()} of {len(emb_ND)} embeddings are not finite, the first of passage {store.id(first)!r}; "
-      f"nothing was published: the parameters of step {params_step} have diverged"
+      f"embeddings are not finite, the first of passage {store.id(first)!r}; nothing was published: the parameters of "
+      f"step {params_step} have diverged"
     )
   kind = searcher if searcher != "auto" else "exact" if len(emb_ND) < exact_below else "scann"
   settings = scann_settings(len(emb_ND)) if kind == "scann" else {}
-  writer = uuid.uuid4().hex
-  version = max(run_dir.snapshot_versions(), default=0) + 1
-  data = run_dir.snapshot(version) / writer
-  data.mkdir(parents=True)
-  with ocp.StandardCheckpointer() as checkpointer:
-    checkpointer.save(data / "embeddings", {"passage_emb_ND": emb_ND})
-  if kind == "scann":
-    _save_scann(ScannSearcher.build(emb_ND.astype(np.float32), settings), data / "scann")
+  built: Searcher | None = ScannSearcher.build(emb_ND.astype(np.float32), settings) if kind == "scann" else None
   manifest = {
     "format": FORMAT,
-    "writer": writer,
     "params_step": params_step,
     "params_digest": params_digest,
     "corpus_digest": store.content_digest,
     "vocabulary_digest": store.description["vocabulary_digest"],
+    "packing": PACKING,
     "passage_length": store.passage_length,
     "num_passages": emb_ND.shape[0],
     "retrieval_size": emb_ND.shape[1],
     "dtype": str(emb_ND.dtype),
+    "slices": slices or [Slice(0, len(emb_ND), params_step)],
+    "embedding_digest": _embedding_digest(emb_ND),
     "searcher": kind,
     "searcher_settings": settings,
-    "file_digest": file_digests(data),
   }
-  manifest["manifest_digest"] = _manifest_digest(manifest)
-  while not commit(run_dir.snapshot_commit(version), json.dumps(manifest, indent=1)):
-    version = _move_to_next_version(run_dir, version, writer)
-  return version
+  while (newest := newest_step(run_dir, damaged)) is None or newest < params_step:
+    version = max(run_dir.snapshot_versions(), default=0) + 1
+    writer = uuid.uuid4().hex
+    data = run_dir.snapshot(version) / writer
+    try:
+      content = manifest | {"writer": writer, "file_digest": write_data(data, emb_ND, built)}
+    except OSError:
+      if max(run_dir.snapshot_versions(), default=0) < version:
+        raise
+      continue  # another writer was faster, and has cleaned up
+    if run_dir.files.create(run_dir.snapshot_commit(version), json.dumps(sealed(content), indent=1)):
+      return version
+    run_dir.files.remove_tree(data)
+  return None
+
+
+def newest_step(run_dir: RunDir, damaged: frozenset[int] = frozenset()) -> int | None:
+  """The step whose parameters embedded the newest snapshot, damaged versions left out."""
+  for version in reversed(run_dir.snapshot_versions()):
+    if version not in damaged:
+      try:
+        return read_manifest(run_dir, version)["params_step"]
+      except SnapshotError:
+        continue
+  return None
 
 
 def read_manifest(run_dir: RunDir, version: int) -> dict[str, Any]:
   """A committed snapshot's manifest, as it was written; raises SnapshotError if it was not."""
   path = run_dir.snapshot_commit(version)
   remedy = f"delete snapshot {version} and run realm refresh_index --once"
+  text = run_dir.files.read(path)
+  if text is None:
+    raise SnapshotError(f"snapshot {version} is not in {run_dir.index} (no {path}); run realm refresh_index --once")
   try:
-    manifest = json.loads(path.read_bytes())
-  except FileNotFoundError as error:
-    raise SnapshotError(
-      f"snapshot {version} is not in {run_dir.index} (no {path}); run realm refresh_index --once"
-    ) from error
+    manifest = unsealed(json.loads(text))
   except ValueError as error:
     raise SnapshotError(f"{path} is damaged ({error}); {remedy}") from error
-  if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
-    found = manifest.get("format") if isinstance(manifest, dict) else manifest
-    raise SnapshotError(f"{path} has format {found!r}, expected {FORMAT!r}; {remedy}")
-  if manifest.get("manifest_digest") != _manifest_digest(manifest):
-    raise SnapshotError(f"{path} is damaged (its manifest_digest differs); {remedy}")
+  if manifest.get("format") != FORMAT:
+    raise SnapshotError(f"{path} has format {manifest.get('format')!r}, expected {FORMAT!r}; {remedy}")
   return manifest
 
 
-def load(run_dir: RunDir, version: int, store: PassageStore, *, retrieval_size: int | None = None) -> Snapshot:
-  """Reads a committed snapshot, checking that it belongs to the corpus and that no bit of it changed.
-
-  Raises:
-    SnapshotError: names what differs, with the remedy.
-  """
-  manifest = read_manifest(run_dir, version)
+def check_fits(run_dir: RunDir, version: int, manifest: dict[str, Any], store: PassageStore, **expected: Any) -> None:
+  """Raises SnapshotError where a manifest does not belong to the corpus, or has not the `expected` values."""
   expected = {
     "corpus_digest": store.content_digest,
     "vocabulary_digest": store.description["vocabulary_digest"],
+    "packing": PACKING,
     "passage_length": store.passage_length,
     "num_passages": len(store),
-  }
-  if retrieval_size is not None:
-    expected["retrieval_size"] = retrieval_size
+    "dtype": "bfloat16",
+  } | {name: value for name, value in expected.items() if value is not None}
   for name, value in expected.items():
     if manifest.get(name) != value:
       raise SnapshotError(
@@ -145,52 +171,71 @@ def load(run_dir: RunDir, version: int, store: PassageStore, *, retrieval_size: 
         f"the corpus {store.path} and the model "
         f"have {value!r}; run realm refresh_index --once with this corpus"
       )
+
+
+def load(
+  run_dir: RunDir, version: int, store: PassageStore, *, retrieval_size: int | None = None,
+  params_digest: str | None = None, embedding_digest: str | None = None,
+) -> Snapshot:  # fmt: skip
+  """Reads a committed snapshot, checking that it belongs to the corpus and that no bit of it changed.
+
+  What is given besides must be what the manifest names.
+
+  Raises:
+    SnapshotError: names what differs, with the remedy.
+  """
+  manifest = read_manifest(run_dir, version)
+  check_fits(
+      run_dir, version, manifest, store,
+      retrieval_size=retrieval_size, params_digest=params_digest, embedding_digest=embedding_digest,
+  )  # fmt: skip
   data = run_dir.snapshot(version) / manifest["writer"]
-  found = file_digests(data)
-  for name, digest in manifest["file_digest"].items():
-    if found.get(name) != digest:
-      state = "is missing" if name not in found else "is damaged"
-      raise SnapshotError(f"{data / name} {state}; delete snapshot {version} and run realm refresh_index --once")
-  with ocp.StandardCheckpointer() as checkpointer:
-    emb_ND = np.asarray(checkpointer.restore(data / "embeddings")["passage_emb_ND"])
-  if manifest["searcher"] == "scann":
-    searcher: Searcher = _load_scann(data / "scann", len(store), manifest["searcher_settings"])
-  else:
-    searcher = ExactSearcher(emb_ND)
+  try:
+    emb_ND, searcher = read_data(data, manifest)
+  except SnapshotError as error:
+    raise SnapshotError(f"{error}; delete snapshot {version} and run realm refresh_index --once") from error
   return Snapshot(version, manifest, emb_ND, searcher)
 
 
-def delete_old(run_dir: RunDir, *, keep: int) -> list[int]:
-  """Deletes versions that nobody needs: not among the newest `keep`, not adopted since the oldest kept checkpoint."""
-  versions = run_dir.snapshot_versions()
-  needed = set(versions[-keep:]) | versions_to_replay(run_dir)
-  deleted = [v for v in versions if v not in needed]
-  for version in deleted:
-    run_dir.snapshot_commit(version).unlink()  # first: half a snapshot must not look whole
-    run_dir.snapshot(version).rmtree()
-  return deleted
+def write_data(directory: epath.Path, emb_ND: np.ndarray, searcher: Searcher | None) -> dict[str, str]:
+  """Writes the arrays, and ScaNN's assets if there is such a searcher; returns the digest of each file."""
+  directory.mkdir(parents=True)
+  with ocp.StandardCheckpointer() as checkpointer:
+    checkpointer.save(directory / "embeddings", {"passage_emb_ND": emb_ND})
+  if isinstance(searcher, ScannSearcher):
+    _save_scann(searcher, directory / "scann")
+  return file_digests(directory)
 
 
-def versions_to_replay(run_dir: RunDir) -> set[int]:
-  """Versions that a trainer which resumes from any kept checkpoint would adopt again."""
-  adopted = {step: json.loads(run_dir.adoption(step).read_text())["version"] for step in run_dir.adoption_steps()}
-  oldest_checkpoint = min(run_dir.checkpoint_steps(), default=0)
-  in_force = max((step for step in adopted if step <= oldest_checkpoint), default=0)
-  return {version for step, version in adopted.items() if step >= in_force}
+def read_data(directory: epath.Path, manifest: dict[str, Any]) -> tuple[np.ndarray, Searcher]:
+  """What write_data wrote; raises SnapshotError if a bit of it changed."""
+  found = file_digests(directory)
+  for name, digest in manifest["file_digest"].items():
+    if found.get(name) != digest:
+      raise SnapshotError(f"{directory / name} {'is missing' if name not in found else 'is damaged'}")
+  try:
+    with ocp.StandardCheckpointer() as checkpointer:
+      emb_ND = np.asarray(checkpointer.restore(directory / "embeddings")["passage_emb_ND"])
+  except (ValueError, KeyError, TypeError, FileNotFoundError) as error:
+    raise SnapshotError(f"{directory / 'embeddings'} is damaged ({error})") from error
+  if _embedding_digest(emb_ND) != manifest["embedding_digest"] or _first_not_finite(emb_ND) is not None:
+    raise SnapshotError(f"{directory / 'embeddings'} is damaged")
+  if manifest["searcher"] == "scann":
+    return emb_ND, _load_scann(directory / "scann", len(emb_ND), manifest["searcher_settings"])
+  return emb_ND, ExactSearcher(emb_ND)
 
 
-def _manifest_digest(manifest: dict[str, Any]) -> str:
-  rest = {name: value for name, value in manifest.items() if name != "manifest_digest"}
-  return xxhash.xxh3_128_hexdigest(json.dumps(rest, sort_keys=True).encode())
+def _embedding_digest(emb_ND: np.ndarray) -> str:
+  return xxhash.xxh3_128_hexdigest(np.ascontiguousarray(emb_ND).view(np.uint8).data)
 
 
-def _move_to_next_version(run_dir: RunDir, version: int, writer: str) -> int:
-  """The version was taken by another writer while this one wrote; its data goes under the next one."""
-  newer = max(run_dir.snapshot_versions(), default=version) + 1
-  target = run_dir.snapshot(newer)
-  target.mkdir(parents=True, exist_ok=True)
-  (run_dir.snapshot(version) / writer).replace(target / writer)
-  return newer
+def _first_not_finite(emb_ND: np.ndarray) -> int | None:
+  """The first row that is not finite. In pieces: a whole float32 copy is gigabytes."""
+  for begin in range(0, len(emb_ND), 1 << 16):
+    is_finite_N = np.isfinite(emb_ND[begin : begin + (1 << 16)].astype(np.float32)).all(1)
+    if not is_finite_N.all():
+      return begin + int(np.argmin(is_finite_N))
+  return None
 
 
 def _save_scann(searcher: ScannSearcher, directory: epath.Path) -> None:

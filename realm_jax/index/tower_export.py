@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 
-from realm_jax.index.digest import tree_digest
+from realm_jax.index.digest import is_finite, tree_digest
 from realm_jax.index.run_dir import RunDir
 
 _KEPT = 3  # the indexer may still be reading the last but one
+
+
+class DamagedExport(ValueError):
+  """Exported parameters that are not what the trainer wrote."""
 
 
 class Export(NamedTuple):
@@ -22,25 +28,78 @@ class Export(NamedTuple):
 class TowerWriter:
   """The trainer's side: small exports, often."""
 
-  def __init__(self, run_dir: RunDir):
+  def __init__(self, run_dir: RunDir, *, log: Callable[[str], None] = print):
     self._manager = ocp.CheckpointManager(
       run_dir.retriever, options=ocp.CheckpointManagerOptions(max_to_keep=_KEPT, create=True)
     )
+    self._log = log
+    self._digests: dict[int, str] = {}  # of this life
 
-  def write(self, step: int, params: Any) -> None:
-    """Exports the parameters of a step. A replayed step is exported already, with the same bits."""
-    if step in self._manager.all_steps() or step < (self._manager.latest_step() or 0):
-      return
+  def newest_step(self) -> int | None:
+    return self._manager.latest_step()
+
+  def digest(self, step: int) -> str | None:
+    """The digest of a step's parameters, as long as its export is there."""
+    if step not in self._digests and step in self._manager.all_steps():
+      try:
+        self._digests[step] = self._read_digest(step)
+      except Exception:  # noqa: BLE001 whatever a damaged file makes Orbax raise
+        return None
+    return self._digests.get(step)
+
+  def is_newest(self, params: Any) -> bool:
+    """Whether the newest export has these parameters."""
+    newest = self.newest_step()
+    return newest is not None and self.digest(newest) == tree_digest(params)
+
+  def write(self, step: int, params: Any) -> str:
+    """Exports the parameters of a step. A replayed step is exported already, with the same bits.
+
+    Returns:
+      Their digest.
+
+    Raises:
+      FloatingPointError: a parameter is not finite.
+    """
     params = jax.device_get(params)
+    if not is_finite(params):
+      raise FloatingPointError(
+        f"the retriever's parameters of step {step} are not finite: training has diverged; go on from an earlier "
+        "checkpoint with a lower optimizer.learning_rate, in another --workdir"
+      )
+    digest = self._digests[step] = tree_digest(params)
+    if step in self._manager.all_steps():
+      if self._is_whole(step, digest):
+        return digest
+      self._log(f"the export of step {step} was damaged, or made by other arithmetic: it is written again")
+      self._manager.wait_until_finished()
+      self._manager.delete(step)
+    elif step < (self._manager.latest_step() or 0):
+      return digest  # it was there, and has been deleted as an old one
     self._manager.save(
       step,
-      args=ocp.args.Composite(
-        params=ocp.args.StandardSave(params), manifest=ocp.args.JsonSave({"digest": tree_digest(params)})
-      ),
+      args=ocp.args.Composite(params=ocp.args.StandardSave(params), manifest=ocp.args.JsonSave({"digest": digest})),
+      force=True,  # Orbax would not write a step below the newest
     )
+    return digest
+
+  def wait(self) -> None:
+    """Returns when all exports are on the disk; raises what went wrong in writing them."""
+    self._manager.wait_until_finished()
 
   def close(self) -> None:
     self._manager.close()  # waits for the last save, and raises what went wrong in it
+
+  def _read_digest(self, step: int) -> str:
+    return self._manager.restore(step, args=ocp.args.Composite(manifest=ocp.args.JsonRestore()))["manifest"]["digest"]
+
+  def _is_whole(self, step: int, digest: str) -> bool:
+    self._manager.wait_until_finished()
+    try:
+      item = self._manager.restore(step, args=ocp.args.Composite(params=ocp.args.StandardRestore()))
+      return self._read_digest(step) == digest == tree_digest(jax.tree.map(np.asarray, item["params"]))
+    except Exception:  # noqa: BLE001 whatever a damaged file makes Orbax raise
+      return False
 
 
 class TowerReader:
@@ -66,18 +125,28 @@ class TowerReader:
     """Restores a step.
 
     Raises:
-      ValueError: its bits are not what the trainer wrote.
+      DamagedExport: its bits are not what the trainer wrote.
       FileNotFoundError: the trainer has deleted it meanwhile; newer ones exist.
     """
     assert self._manager is not None, "steps() comes first"
-    item = self._manager.restore(
-      step,
-      args=ocp.args.Composite(params=ocp.args.StandardRestore(abstract_params), manifest=ocp.args.JsonRestore()),
-    )
-    digest = tree_digest(item["params"])
-    if digest != item["manifest"]["digest"]:
-      raise ValueError(
-        f"the parameters in {self._run_dir.retriever}/{step} are damaged: their digest is {digest}, "
-        f"written was {item['manifest']['digest']}; the next export replaces them"
+    where = f"{self._run_dir.retriever}/{step}"
+    try:
+      item = self._manager.restore(
+        step,
+        args=ocp.args.Composite(params=ocp.args.StandardRestore(abstract_params), manifest=ocp.args.JsonRestore()),
       )
-    return Export(step, digest, item["params"])
+      digest = item["manifest"]["digest"]
+    except Exception as error:  # whatever a damaged file makes Orbax raise
+      if step not in self.steps():
+        raise FileNotFoundError(where) from error
+      raise DamagedExport(f"{where} is damaged ({_first_line(error)}); the next export replaces it") from error
+    found = tree_digest(item["params"])
+    if digest != found:
+      raise DamagedExport(
+        f"{where} is damaged: its digest is {found}, written was {digest}; the next export replaces it"
+      )
+    return Export(step, found, item["params"])
+
+
+def _first_line(error: Exception) -> str:
+  return (str(error) or type(error).__name__).splitlines()[0]

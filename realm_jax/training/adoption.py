@@ -2,15 +2,58 @@
 
 from __future__ import annotations
 
-import json
 import threading
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
+
+from ml_collections import ConfigDict
 
 from realm_jax.data.passages import PassageStore
+from realm_jax.index import journal
 from realm_jax.index import snapshot as snapshots
-from realm_jax.index.run_dir import RunDir, commit, wait_for
+from realm_jax.index.journal import Adoption
+from realm_jax.index.run_dir import RunDir, wait_for
 from realm_jax.index.snapshot import Snapshot, SnapshotError
+
+
+class AdoptionSettings(NamedTuple):
+  """When a snapshot is adopted, and what its age may be.
+
+  export_every: steps between exports of the parameters.
+  lag: None: adopt a snapshot when it is ready. A number: adopt at the multiples of export_every only, the snapshot of
+    the parameters of `lag` steps before, and wait for it.
+  timeout: seconds to wait for a snapshot.
+  warn_age, max_age: steps. Above the first a warning is logged; at the second the trainer waits. 0: never.
+  """
+
+  export_every: int
+  lag: int | None = None
+  timeout: float = 3600.0
+  warn_age: int = 0
+  max_age: int = 0
+
+
+def adoption_settings(index: ConfigDict, *, ages: bool = True) -> AdoptionSettings:
+  """From config.index; an index of a tower that is not trained does not age.
+
+  Raises:
+    ValueError: an age limit that no snapshot can keep, or an unknown way to refresh.
+  """
+  if index.refresh not in ("process", "inline"):
+    raise ValueError(f"index.refresh={index.refresh!r}, expected process or inline")
+  if 0 < index.max_age <= index.export_every:
+    raise ValueError(
+      f"index.max_age={index.max_age}, but parameters are exported every {index.export_every} steps; set it to more, "
+      "best to several times index.export_every"
+    )
+  is_inline = index.refresh == "inline"
+  return AdoptionSettings(
+    export_every=index.export_every,
+    lag=0 if is_inline else index.export_every if index.sync else None,
+    timeout=0.0 if is_inline else index.timeout,  # what the trainer publishes itself is there
+    warn_age=(index.warn_age or 10 * index.export_every) if ages else 0,
+    max_age=index.max_age if ages else 0,
+  )
 
 
 class SnapshotFollower:
@@ -24,50 +67,75 @@ class SnapshotFollower:
     self,
     run_dir: RunDir,
     store: PassageStore,
+    settings: AdoptionSettings,
     *,
     first_step: int,
-    sync_every: int | None,
-    timeout: float,
+    retrieval_size: int | None = None,
+    newest_export: int | None = None,
+    export_digest: Callable[[int], str | None] = lambda step: None,
+    in_force: Adoption | None = None,
     log: Callable[[str], None] = print,
   ):
-    """sync_every: adopt at its multiples only, and wait for the snapshot of the multiple before; None: when ready."""
-    self._run_dir, self._store = run_dir, store
-    self._sync_every, self._timeout, self._log = sync_every, timeout, log
-    journal = {s: json.loads(run_dir.adoption(s).read_text()) for s in run_dir.adoption_steps()}
-    self._replay = {s: entry for s, entry in journal.items() if s > first_step}
+    """Finds, or waits for, the snapshot that is in force at first_step.
+
+    Args:
+      newest_export: the newest step whose parameters were exported, perhaps in an earlier life of the run.
+      export_digest: step -> digest of the parameters exported there, if it is known.
+      in_force: what the checkpoint says was adopted last.
+    """
+    self._run_dir, self._store, self._settings, self._log = run_dir, store, settings, log
+    self._retrieval_size, self._export_digest = retrieval_size, export_digest
+    self._step = first_step
+    entries = self._read_journal(in_force)
+    self._replay = {s: entry for s, entry in entries.items() if s > first_step}
+    # Up to here an earlier life has gone on without adopting anything else: so does this one, and makes the same bits.
+    # What was exported and published from that life is then true of this one.
+    self._free_from = max([newest_export or 0, *(s + 1 for s in self._replay)])
     self._ready: Snapshot | None = None
+    self._left_out: set[int] = set()
+    self._warned_age = float(settings.warn_age)
     self._stopped = threading.Event()
     self._thread: threading.Thread | None = None
-    in_force = max((s for s in journal if s <= first_step), default=None)
-    if in_force is not None:
-      self.snapshot = self._load_journalled(journal[in_force])
+    last = max((s for s in entries if s <= first_step), default=None)
+    if last is not None:
+      self.adoption = entries[last]
+      self.snapshot = self._load_journalled(entries[last])
     else:
-      self.snapshot = self._wait_for_first(first_step)
-    if not self._replay:
-      self._start()
+      self._swap(self._wait_for_first())
+    if settings.lag is None:
+      self._thread = threading.Thread(target=self._look_again_and_again, daemon=True)
+      self._thread.start()
 
   @property
   def version(self) -> int:
     return self.snapshot.version
 
-  def age(self, step: int) -> int:
-    """Steps since the parameters that embedded the passages."""
-    return step - self.snapshot.params_step
+  def age(self, step: int) -> float:
+    """Steps since the parameters that embedded the passages, on average."""
+    return self.snapshot.age(step)
 
   def adopt(self, step: int) -> Snapshot:
-    """The snapshot for the update after `step` others."""
-    if self._replay:
-      entry = self._replay.pop(step, None)
-      if entry is not None:
-        self.snapshot = self._load_journalled(entry)
-      if not self._replay:
-        self._start()
-    elif self._sync_every is not None:
-      if step and step % self._sync_every == 0 and self.snapshot.params_step < step - self._sync_every:
-        self._swap(step, self._wait_for_params(step - self._sync_every))
-    elif self._ready is not None:
-      ready, self._ready = self._ready, None
-      self._swap(step, ready)
+    """The snapshot for the update after `step` others.
+
+    Raises:
+      TimeoutError: a snapshot that is due, or young enough, did not come.
+    """
+    self._step = step
+    every, lag = self._settings.export_every, self._settings.lag
+    if step in self._replay:
+      self.adoption = self._replay.pop(step)
+      self.snapshot = self._load_journalled(self.adoption)
+    elif lag is not None:
+      if step % every == 0 and self.snapshot.params_step < step - lag:
+        self._swap(self._wait_for_params(step - lag))
+    elif step >= self._free_from:
+      max_age = self._settings.max_age
+      if self._ready is None and max_age and self.age(step) >= max_age:
+        self._wait_for_younger(step)
+      if self._ready is not None:
+        ready, self._ready = self._ready, None
+        self._swap(ready)
+    self._warn_of_age(step)
     return self.snapshot
 
   def close(self) -> None:
@@ -75,63 +143,155 @@ class SnapshotFollower:
     if self._thread is not None:
       self._thread.join()
 
-  def _swap(self, step: int, snapshot: Snapshot) -> None:
-    entry = {"step": step, "version": snapshot.version, "params_digest": snapshot.manifest["params_digest"]}
-    if not commit(self._run_dir.adoption(step), json.dumps(entry)):
-      raise RuntimeError(
-        f"{self._run_dir.adoption(step)} exists: another trainer works in {self._run_dir.path}; stop one of them"
-      )
-    self.snapshot = snapshot
-    self._log(f"step {step}: snapshot {snapshot.version} adopted, {self.age(step)} steps old")
+  def look(self) -> None:
+    """Loads the newest snapshot that can be adopted, if there is one; `adopt` takes it."""
+    # At most two are in memory: the one in force, and the one that is ready or that a replay loads.
+    if self._ready is not None or self._replay or self._step < self._free_from:
+      return
+    for version in reversed(self._run_dir.snapshot_versions()):
+      if version <= self.version:
+        return
+      if snapshot := self._load_candidate(version, least_step=self.snapshot.params_step):
+        self._ready = snapshot
+        return
 
-  def _wait_for_first(self, step: int) -> Snapshot:
+  def _load_candidate(self, version: int, *, least_step: int = 0) -> Snapshot | None:
+    """Claims a version, then loads it; None if it is not to be adopted, now or ever."""
+    if version in self._left_out:
+      return None
+    try:
+      manifest = snapshots.read_manifest(self._run_dir, version)
+      if manifest["params_step"] > self._step:
+        return None  # of a life that had come further: its step will come
+      if manifest["params_step"] < least_step:
+        self._left_out.add(version)  # by an indexer that was late
+        return None
+      journal.claim(self._run_dir, version)
+      # After the claim: an indexer that has not seen it yet has marked the version before.
+      if not self._is_offered(version):
+        return None
+      return self._load(version, params_digest=self._export_digest(manifest["params_step"]))
+    except SnapshotError as error:
+      # Training goes on with the snapshot that it has; a whole one will follow.
+      self._left_out.add(version)
+      self._log(f"snapshot {version} is left out: {error}")
+    except OSError as error:
+      self._log(f"snapshot {version} can't be read, and is tried again: {error}")
+    return None
+
+  def _is_offered(self, version: int) -> bool:
+    """Whether a version is committed, and not about to be deleted."""
+    files = self._run_dir.files
+    return (
+      files.read(self._run_dir.snapshot_deleting(version)) is None
+      and files.read(self._run_dir.snapshot_commit(version)) is not None
+    )
+
+  def _load(self, version: int, **expected: Any) -> Snapshot:
+    return snapshots.load(self._run_dir, version, self._store, retrieval_size=self._retrieval_size, **expected)
+
+  def _swap(self, snapshot: Snapshot) -> None:
+    adoption = _adoption_of(snapshot, self._step)
+    if not journal.record(self._run_dir, adoption):
+      raise RuntimeError(
+        f"{self._run_dir.adoption(self._step)} exists: another trainer works in {self._run_dir.path}; stop one of them"
+      )
+    self.adoption, self.snapshot = adoption, snapshot
+    self._warned_age = float(self._settings.warn_age)
+    self._log(f"step {self._step}: snapshot {self.version} adopted, {self.age(self._step):.0f} steps old")
+
+  def _wait_for_first(self) -> Snapshot:
     self._log(f"waiting for the first snapshot: run  realm refresh_index --workdir={self._run_dir.path}  beside this")
-    versions = wait_for(
-      self._run_dir.snapshot_versions,
-      self._timeout,
+
+    def first() -> Snapshot | None:
+      versions = self._run_dir.snapshot_versions()
+      return self._load_first(versions if self._settings.lag is not None else reversed(versions))
+
+    return wait_for(
+      first,
+      self._settings.timeout,
       f"a snapshot in {self._run_dir.index}: is realm refresh_index --workdir={self._run_dir.path} running?",
     )
-    version = versions[0 if self._sync_every is not None else -1]
-    self._swap(step, snapshots.load(self._run_dir, version, self._store))
-    return self.snapshot
 
   def _wait_for_params(self, params_step: int) -> Snapshot:
-    def version() -> int | None:
-      for v in reversed(self._run_dir.snapshot_versions()):
-        if snapshots.read_manifest(self._run_dir, v)["params_step"] == params_step:
-          return v
-      return None
+    def of_step() -> Snapshot | None:
+      versions = self._run_dir.snapshot_versions()
+      return self._load_first(v for v in reversed(versions) if self._is_of(v, params_step))
 
-    found = wait_for(
-      version,
-      self._timeout,
+    return wait_for(
+      of_step,
+      self._settings.timeout,
       f"the snapshot of step {params_step} in {self._run_dir.index} (index.sync): "
       f"is realm refresh_index --workdir={self._run_dir.path} running?",
     )
-    return snapshots.load(self._run_dir, found, self._store)
 
-  def _load_journalled(self, entry: dict) -> Snapshot:
-    snapshot = snapshots.load(self._run_dir, entry["version"], self._store)
-    if snapshot.manifest["params_digest"] != entry["params_digest"]:
-      raise SnapshotError(
-        f"snapshot {entry['version']} in {self._run_dir.index} is not the one that was adopted at step {entry['step']}"
+  def _load_first(self, versions: Iterable[int]) -> Snapshot | None:
+    """The first that can be loaded."""
+    return next(filter(None, map(self._load_candidate, versions)), None)
+
+  def _is_of(self, version: int, params_step: int) -> bool:
+    try:
+      return snapshots.read_manifest(self._run_dir, version)["params_step"] == params_step
+    except SnapshotError:
+      return False
+
+  def _load_journalled(self, entry: Adoption) -> Snapshot:
+    """The snapshot that an earlier life adopted, marked for deletion or not."""
+    try:
+      return self._load(entry.version, params_digest=entry.params_digest, embedding_digest=entry.embedding_digest)
+    except SnapshotError as error:
+      self._log(
+        f"step {entry.step}: snapshot {entry.version}, adopted here before, is lost: {error}. The run goes on with "
+        "another one; its bits are no longer those of the life before"
       )
+    self._left_out.add(entry.version)
+    versions = self._run_dir.snapshot_versions()
+    older = [v for v in reversed(versions) if v < entry.version]
+    newer = [v for v in versions if v > entry.version]
+    snapshot = self._load_first([*older, *newer]) or self._wait_for_first()
+    self.adoption = _adoption_of(snapshot, entry.step)
+    journal.correct(self._run_dir, self.adoption)
     return snapshot
 
-  def _start(self) -> None:
-    if self._sync_every is None:
-      self._thread = threading.Thread(target=self._load_newer, daemon=True)
-      self._thread.start()
+  def _read_journal(self, in_force: Adoption | None) -> dict[int, Adoption]:
+    """The journal; what it lacks of the adoption in force is taken from the checkpoint."""
+    entries, damaged = journal.read_journal(self._run_dir)
+    if in_force is not None and in_force.step not in entries:
+      journal.correct(self._run_dir, in_force)
+      entries[in_force.step] = in_force
+    for step in damaged:
+      if step not in entries:
+        self._log(
+          f"{self._run_dir.adoption(step)} is damaged ({damaged[step]}) and left out: from step {step} on the bits are "
+          "no longer those of the life before"
+        )
+        self._run_dir.files.remove(self._run_dir.adoption(step))
+    return entries
 
-  def _load_newer(self) -> None:
-    loaded = self.version
+  def _wait_for_younger(self, step: int) -> None:
+    self._log(
+      f"step {step}: the index is {self.age(step):.0f} steps old, index.max_age={self._settings.max_age}: waiting for "
+      f"a younger one; is realm refresh_index --workdir={self._run_dir.path} running?"
+    )
+    wait_for(
+      lambda: self._ready,
+      self._settings.timeout,
+      f"a snapshot younger than index.max_age={self._settings.max_age} steps in {self._run_dir.index}: start "
+      f"realm refresh_index --workdir={self._run_dir.path}, then this again, or raise index.max_age",
+    )
+
+  def _warn_of_age(self, step: int) -> None:
+    if self._settings.warn_age and self.age(step) > self._warned_age:
+      self._log(
+        f"step {step}: the index is {self.age(step):.0f} steps old; is realm refresh_index "
+        f"--workdir={self._run_dir.path} running, and fast enough for index.export_every={self._settings.export_every}?"
+      )
+      self._warned_age *= 2  # again when it has doubled
+
+  def _look_again_and_again(self) -> None:
     while not self._stopped.wait(0.5):
-      versions = self._run_dir.snapshot_versions()
-      if versions and versions[-1] > loaded and self._ready is None:
-        loaded = versions[-1]
-        try:
-          self._ready = snapshots.load(self._run_dir, loaded, self._store)
-        except (SnapshotError, OSError) as error:
-          # Training goes on with the snapshot that it has; a whole one will follow.
-          self._log(f"snapshot {loaded} is left out: {error}")
-          time.sleep(0.5)
+      self.look()
+
+
+def _adoption_of(snapshot: Snapshot, step: int) -> Adoption:
+  return Adoption(step, snapshot.version, snapshot.manifest["params_digest"], snapshot.manifest["embedding_digest"])

@@ -2,28 +2,66 @@
 
 from __future__ import annotations
 
-from typing import Any
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
+import jax
 import orbax.checkpoint as ocp
 
-from realm_jax.index.digest import tree_digest
+from realm_jax.index.digest import is_finite, sealed, tree_digest, unsealed
+from realm_jax.index.journal import Adoption
 from realm_jax.index.run_dir import RunDir
 from realm_jax.training.step import TrainState
+
+
+class Restored(NamedTuple):
+  state: TrainState
+  adoption: Adoption | None  # the snapshot in force
 
 
 class Checkpoints:
   """Saves in the background; what went wrong in a save is raised by the next one, or by `close`."""
 
-  def __init__(self, run_dir: RunDir, *, keep: int):
+  def __init__(self, run_dir: RunDir, *, keep: int, every: int = 1, log: Callable[[str], None] = print):
+    self._run_dir, self._every, self._log = run_dir, every, log
     self._manager = ocp.CheckpointManager(
       run_dir.checkpoints, options=ocp.CheckpointManagerOptions(max_to_keep=keep, create=True)
     )
+    self._first_due: float | None = None
 
-  def save(self, step: int, state: TrainState, snapshot_version: int | None) -> None:
-    """Saves the state after `step` updates, with the version of the snapshot in force."""
+  def expect_first(self, seconds: float) -> None:
+    """Makes a save due in so many seconds.
+
+    A job that is killed every few minutes would otherwise never come to its first one, and begin at the same step
+    again and again.
+    """
+    self._first_due = time.monotonic() + seconds
+
+  def is_due(self, step: int) -> bool:
+    return step % self._every == 0 or (self._first_due is not None and time.monotonic() >= self._first_due)
+
+  def save(self, step: int, state: TrainState, adoption: Adoption | None) -> None:
+    """Saves the state after `step` updates, with the adoption of the snapshot in force.
+
+    Raises:
+      FloatingPointError: a number in the state is not finite.
+    """
+    self._first_due = None
     if step in self._manager.all_steps():
       return
-    meta = {"digest": tree_digest(state), "snapshot_version": snapshot_version}
+    host_state = jax.device_get(state)
+    if not is_finite(host_state):
+      raise FloatingPointError(
+        f"the parameters of step {step} are not finite: training has diverged. The newest checkpoint is "
+        f"{self._manager.latest_step()}; start from it with --config.init={self._run_dir.path} and a lower "
+        "optimizer.learning_rate, in another --workdir"
+      )
+    meta = sealed({
+      "digest": tree_digest(host_state),
+      "params_digest": tree_digest(host_state.params),
+      "adoption": adoption._asdict() if adoption else None,
+    })  # fmt: skip
     saved = self._manager.save(
       step, args=ocp.args.Composite(state=ocp.args.StandardSave(state._asdict()), meta=ocp.args.JsonSave(meta))
     )
@@ -34,36 +72,63 @@ class Checkpoints:
 
   def save_params(self, step: int, params: Any) -> None:
     """Saves parameters alone: to start from and to evaluate, not to train on."""
+    meta = sealed({"digest": None, "params_digest": tree_digest(params), "adoption": None})
     self._manager.save(
-      step,
-      args=ocp.args.Composite(
-        state=ocp.args.StandardSave({"params": params}), meta=ocp.args.JsonSave({"digest": None})
-      ),
+      step, args=ocp.args.Composite(state=ocp.args.StandardSave({"params": params}), meta=ocp.args.JsonSave(meta))
     )
 
   def newest_step(self) -> int | None:
     return self._manager.latest_step()
 
-  def restore(self, abstract_state: TrainState) -> TrainState:
-    """The newest checkpoint; raises ValueError if its bits are not what was saved."""
-    step = self._manager.latest_step()
-    if self._manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))["meta"]["digest"] is None:
-      raise ValueError(
-        f"checkpoint {self._manager.directory}/{step} has no optimizer state: it was converted, not trained, and can't "
-        f"be resumed; start from it with --config.init={self._manager.directory.parent}, in another --workdir"
+  def restore(self, abstract_state: TrainState) -> Restored:
+    """The newest checkpoint that is whole. Damaged ones after it are moved to `damaged/`.
+
+    Raises:
+      ValueError: none is; nothing was moved.
+    """
+    damaged: dict[int, str] = {}
+    for step in sorted(self._manager.all_steps(), reverse=True):
+      try:
+        restored = self._read(step, abstract_state)
+      except NotResumable:
+        raise
+      except Exception as error:  # noqa: BLE001 whatever a damaged file makes Orbax raise
+        damaged[step] = (str(error) or type(error).__name__).splitlines()[0]
+        continue
+      for damaged_step, reason in damaged.items():
+        aside = self._run_dir.set_aside(self._run_dir.checkpoints / str(damaged_step))
+        self._log(f"checkpoint {damaged_step} is damaged ({reason}) and was moved to {aside}; going on from {step}")
+      self._manager.reload()
+      return restored
+    reasons = "; ".join(f"{step}: {reason}" for step, reason in damaged.items())
+    raise ValueError(
+      f"no checkpoint in {self._manager.directory} can be restored ({reasons}); restore one from a backup, or move the "
+      "directory away to begin again"
+    )
+
+  def _read(self, step: int, abstract_state: TrainState) -> Restored:
+    where = self._manager.directory / str(step)
+    meta = unsealed(self._manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))["meta"])
+    if meta["digest"] is None:
+      raise NotResumable(
+        f"checkpoint {where} has no optimizer state: it was converted, not trained, and can't be resumed; start from "
+        f"it with --config.init={self._run_dir.path}, in another --workdir"
       )
     item = self._manager.restore(
-      step,
-      args=ocp.args.Composite(state=ocp.args.StandardRestore(abstract_state._asdict()), meta=ocp.args.JsonRestore()),
+      step, args=ocp.args.Composite(state=ocp.args.StandardRestore(abstract_state._asdict()))
     )
     state = TrainState(**item["state"])
-    check_digest(state, item["meta"], f"{self._manager.directory}/{step}")
-    return state
+    if tree_digest(state) != meta["digest"]:
+      raise ValueError("its digest differs")
+    return Restored(state, Adoption(**meta["adoption"]) if meta["adoption"] else None)
+
+  def wait(self) -> None:
+    """Returns when the last save is on the disk; raises what went wrong in it."""
+    self._manager.wait_until_finished()
 
   def close(self) -> None:
     self._manager.close()
 
 
-def check_digest(state: TrainState, meta: dict[str, Any], path: str) -> None:
-  if tree_digest(state) != meta["digest"]:
-    raise ValueError(f"checkpoint {path} is damaged (its digest differs); delete it to go on from the one before")
+class NotResumable(ValueError):
+  """A checkpoint without an optimizer's state."""

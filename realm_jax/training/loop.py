@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -14,15 +15,14 @@ from realm_jax.config import STAGES, stored_config
 from realm_jax.data.passages import PassageStore
 from realm_jax.data.vocabulary import Vocabulary
 from realm_jax.index.run_dir import RunDir
-from realm_jax.index.tower_export import TowerWriter
-from realm_jax.model.retriever import passage_tower_params
-from realm_jax.training.adoption import SnapshotFollower
-from realm_jax.training.checkpoint import Checkpoints
+from realm_jax.training.adoption import SnapshotFollower, adoption_settings
+from realm_jax.training.checkpoint import Checkpoints, Restored
+from realm_jax.training.exports import Exports
 from realm_jax.training.metrics import MetricsLog
 from realm_jax.training.optimizer import bert_optimizer
 from realm_jax.training.stages import Stage, make_stage
 from realm_jax.training.start import abstract_params, initial_params
-from realm_jax.training.step import TrainState, init_state, train_step
+from realm_jax.training.step import init_state, train_step
 
 # What may change when a run is resumed.
 _FREE_FIELDS = {
@@ -38,31 +38,32 @@ def train(config: ConfigDict, run_dir: RunDir, *, log: Callable[[str], None] = p
   """
   from realm_jax.data.tasks import query_batches  # noqa: PLC0415 TensorFlow, which the indexer and `ask` do without
 
+  started = time.monotonic()
   store = PassageStore(config.corpus)
   vocabulary = store.vocabulary()
   stage = make_stage(config, store, vocabulary)
   optimizer = make_optimizer(config, stage)
   check_run_dir(config, run_dir)
-  checkpoints = Checkpoints(run_dir, keep=config.checkpoint.keep)
-  tower_writer = TowerWriter(run_dir) if "retriever" in STAGES[config.stage] else None
+  checkpoints = Checkpoints(run_dir, keep=config.checkpoint.keep, every=config.checkpoint.every, log=log)
 
   # The order is important. 1. Resume. 2. Claim the directory, with a config that can start. 3. Export, for without
   # parameters there is no index. 4. Wait for an index.
-  state = _start_or_resume(config, checkpoints, optimizer, vocabulary)
-  run_dir.write_config(config.to_dict())
+  state, adoption = _start_or_resume(config, checkpoints, optimizer, vocabulary)
   first_step = int(state.step)
-  if tower_writer:
-    tower_writer.write(first_step, passage_tower_params(state.params["retriever"]))
+  run_dir.write_config(config.to_dict())
+  if first_step < config.num_steps:
+    run_dir.files.remove(run_dir.done)  # it was done, and is to go on
+  exports = Exports(config, run_dir, store, log=log) if "retriever" in STAGES[config.stage] else None
+  if exports:
+    exports.write_if_due(first_step, state.params)
   follower = None
-  if stage.needs_index:
+  if stage.needs_index and exports:
+    ages = "passage_tower" not in stage.frozen
     follower = SnapshotFollower(
-      run_dir,
-      store,
-      first_step=first_step,
-      sync_every=config.index.export_every if config.index.sync else None,
-      timeout=config.index.timeout,
-      log=log,
-    )
+        run_dir, store, adoption_settings(config.index, ages=ages), first_step=first_step,
+        retrieval_size=config.model.retrieval_size, newest_export=exports.newest_step(), export_digest=exports.digest,
+        in_force=adoption, log=log,
+    )  # fmt: skip
   metrics_log = MetricsLog(
       run_dir, first_step=first_step, num_steps=config.num_steps, every=config.log_every, stage=config.stage,
       tensorboard=config.tensorboard,
@@ -70,15 +71,27 @@ def train(config: ConfigDict, run_dir: RunDir, *, log: Callable[[str], None] = p
   key = jax.device_put(jax.random.key(config.seed))
   queries = query_batches(config.stage, stage.source, batch_size=config.batch_size, first_step=first_step)
 
+  def save(step: int) -> None:
+    if exports:
+      exports.wait()  # a run that resumes here counts on those of earlier steps
+    checkpoints.save(step, state, follower.adoption if follower else None)
+
   for step in range(first_step, config.num_steps):
-    index = follower.adopt(step) if follower else None
+    if exports:
+      exports.write_if_due(step, state.params)
+    try:
+      index = follower.adopt(step) if follower else None
+    except TimeoutError:
+      save(step)
+      checkpoints.wait()
+      raise
     batch = stage.make_batch(next(queries), state.params, index)
     state, metrics = train_step(state, jax.device_put(batch), key, objective=stage.objective, optimizer=optimizer)
-    is_last = step + 1 == config.num_steps
-    if tower_writer and (is_last or (step + 1) % config.index.export_every == 0):
-      tower_writer.write(step + 1, passage_tower_params(state.params["retriever"]))
-    if is_last or (step + 1) % config.checkpoint.every == 0:
-      checkpoints.save(step + 1, state, follower.version if follower else None)
+    if step == first_step:
+      jax.block_until_ready(metrics)
+      checkpoints.expect_first((time.monotonic() - started) / 4)
+    if step + 1 == config.num_steps or checkpoints.is_due(step + 1):
+      save(step + 1)
     if follower:
       metrics |= {"index_age": follower.age(step)}
     metrics_log.add(step + 1, metrics, num_tokens=count_tokens(batch))
@@ -86,10 +99,10 @@ def train(config: ConfigDict, run_dir: RunDir, *, log: Callable[[str], None] = p
   metrics_log.close()
   if follower:
     follower.close()
+  if exports:
+    exports.write_last(config.num_steps, state.params)
   checkpoints.close()
-  if tower_writer:
-    tower_writer.close()
-  run_dir.done.write_text("done\n")
+  run_dir.files.replace(run_dir.done, "done\n")
 
 
 def check_run_dir(config: ConfigDict, run_dir: RunDir) -> None:
@@ -126,9 +139,9 @@ def make_optimizer(config: ConfigDict, stage: Stage) -> optax.GradientTransforma
   )
 
 
-def _start_or_resume(config, checkpoints: Checkpoints, optimizer, vocabulary: Vocabulary) -> TrainState:
+def _start_or_resume(config, checkpoints: Checkpoints, optimizer, vocabulary: Vocabulary) -> Restored:
   if checkpoints.newest_step() is None:
-    return jax.device_put(init_state(jax.device_put(initial_params(config, vocabulary)), optimizer))
+    return Restored(jax.device_put(init_state(jax.device_put(initial_params(config, vocabulary)), optimizer)), None)
   sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
   abstract = jax.eval_shape(lambda p: init_state(p, optimizer), abstract_params(config, len(vocabulary)))
   abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), abstract)

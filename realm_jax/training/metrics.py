@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import tqdm
 
-from realm_jax.index.run_dir import RunDir, write_atomically
+from realm_jax.index.run_dir import RunDir
 
 
 class MetricsLog:
@@ -62,7 +62,7 @@ def _drop_lines_after(run_dir: RunDir, step: int) -> None:
     lines = run_dir.metrics.read_text().splitlines(keepends=True)
     kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
     if len(kept) < len(lines):
-      write_atomically(run_dir.metrics, "".join(kept))
+      run_dir.files.replace(run_dir.metrics, "".join(kept))
 
 
 def _tensorboard_writer(run_dir: RunDir):

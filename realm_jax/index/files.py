@@ -1,0 +1,57 @@
+"""The few operations on files that the hand-over is made of, the same on a disk and in a bucket."""
+
+from __future__ import annotations
+
+import tensorstore as ts
+from etils import epath
+
+
+class Files:
+  """Each operation is atomic: a reader sees a file whole or not at all.
+
+  The hand-over uses no others on its small files, so that they can be watched, delayed or replaced in one place.
+  """
+
+  def read(self, path: epath.Path) -> bytes | None:
+    """The content, or None where there is no such file."""
+    result = _store(path.parent).read(path.name).result()
+    return result.value if result.state == "value" else None
+
+  def create(self, path: epath.Path, content: str) -> bool:
+    """Creates the file with its whole content if it does not exist; False if it does."""
+    store = _store(path.parent)
+    found = store.read(path.name).result()
+    if found.state != "missing":
+      return False
+    return store.write(path.name, content.encode(), if_equal=found.stamp.generation).result().generation != b""
+
+  def replace(self, path: epath.Path, content: str) -> None:
+    _store(path.parent).write(path.name, content.encode()).result()
+
+  def remove(self, path: epath.Path) -> None:
+    """A file that is gone already is no error."""
+    _store(path.parent).write(path.name, None).result()
+
+  def names(self, directory: epath.Path) -> list[str]:
+    """Names of the files and directories in a directory, sorted; none if it does not exist."""
+    try:
+      return sorted(entry.name for entry in directory.iterdir())
+    except FileNotFoundError:
+      return []
+
+  def remove_tree(self, path: epath.Path) -> None:
+    """A directory with all below it, or a file. Not atomic: what makes a directory valid is removed before."""
+    if not path.is_dir():
+      return self.remove(path)
+    for _ in range(3):  # another one may delete it at the same time
+      try:
+        return path.rmtree()
+      except FileNotFoundError:
+        if not path.exists():
+          return None
+
+
+def _store(directory: epath.Path) -> ts.KvStore:
+  url = directory.as_posix().removesuffix("/") + "/"
+  # A local path is no URL: it may hold a percent sign.
+  return ts.KvStore.open(url if "://" in url else {"driver": "file", "path": url}).result()
