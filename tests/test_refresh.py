@@ -1,5 +1,7 @@
 """The indexer: what it publishes, when it ends, and that it embeds as the model does."""
 
+import copy
+import json
 import re
 
 import jax
@@ -9,13 +11,14 @@ import pytest
 from flax.core import FrozenDict
 
 from realm_jax.batch import Packed
+from realm_jax.config import paper_config
 from realm_jax.data.packing import pack
 from realm_jax.index.digest import tree_digest
 from realm_jax.index.embed import embed_passages
-from realm_jax.index.refresh import abstract_tower_params, follow, newest_params_step
+from realm_jax.index.refresh import Refresher, RefreshSettings, abstract_tower_params, follow, refresh_settings
 from realm_jax.index.run_dir import RunDir
-from realm_jax.index.snapshot import load, read_manifest
-from realm_jax.index.tower_export import TowerWriter
+from realm_jax.index.snapshot import SnapshotError, load, read_manifest
+from realm_jax.index.tower_export import Export, TowerWriter
 from realm_jax.model.retriever import Tower
 
 
@@ -51,11 +54,15 @@ def write(run_dir, params, *steps):
   writer.close()
 
 
-def refresh(run_dir, tower, store, *, once=False, timeout=0.0, lines=None, **options):
-  return follow(
-    run_dir, tower, store, searcher="auto", exact_below=10**6, once=once, timeout=timeout, batch_size=16,
-    log=[].append if lines is None else lines.append, **options,
-  )  # fmt: skip
+def make_refresher(run_dir, tower, store, lines, **settings):
+  return Refresher(run_dir, tower, store, RefreshSettings(batch_size=16, **settings), log=lines.append)
+
+
+def refresh(run_dir, tower, store, *, once=False, timeout=0.0, in_order=False, lines=None, **settings):
+  lines = [] if lines is None else lines
+  abstract_params = abstract_tower_params(tower, store.passage_length)
+  refresher = make_refresher(run_dir, tower, store, lines, **settings)
+  return follow(refresher, run_dir, abstract_params, once=once, timeout=timeout, in_order=in_order, log=lines.append)
 
 
 def published_steps(run_dir):
@@ -98,10 +105,9 @@ def test_abstract_params_are_the_trainers(tower, params, sample_store):
 
 def test_once_publishes_the_newest_and_ends(tmp_path, tower, params, sample_store):
   run_dir, lines = RunDir(tmp_path), []
-  assert newest_params_step(run_dir) is None
   write(run_dir, params, 0, 10, 20)
   assert refresh(run_dir, tower, sample_store, once=True, lines=lines) == 1
-  assert published_steps(run_dir) == [20] and newest_params_step(run_dir) == 20
+  assert published_steps(run_dir) == [20]
   assert re.fullmatch(
     r"snapshot 1: 40 passages with the parameters of step 20 \(embedded in [\d.]+ s, published in [\d.]+ s\)", lines[0]
   )
@@ -165,11 +171,106 @@ def test_old_snapshots_go(tmp_path, tower, params, sample_store):
   assert run_dir.snapshot_versions() == [2, 3]
 
 
-def test_damaged_parameters_are_not_published(tmp_path, tower, params, sample_store):
+def damage(run_dir, step):
+  path = next((run_dir.retriever / str(step) / "manifest").glob("metadata"))
+  path.write_text(path.read_text().replace(json.loads(path.read_text())["digest"], "0" * 32))
+
+
+def test_damaged_parameters_are_left_out_and_the_next_are_published(tmp_path, tower, params, sample_store):
+  run_dir, lines = RunDir(tmp_path), []
+  write(run_dir, params, 0, 10, 20)
+  damage(run_dir, 20)
+  assert refresh(run_dir, tower, sample_store, once=True, lines=lines) == 1
+  assert published_steps(run_dir) == [10]  # the newest that is whole
+  assert re.fullmatch(
+    r"the parameters of step 20 are left out: .*/retriever/20 is damaged: .*; the next export replaces it", lines[0]
+  )
+  write(run_dir, params, 30)
+  assert refresh(run_dir, tower, sample_store, once=True) == 1
+  assert published_steps(run_dir) == [10, 30]
+
+
+def test_parameters_that_are_not_finite_are_left_out(tmp_path, tower, params, sample_store):
+  run_dir, lines = RunDir(tmp_path), []
+  bad = jax.tree.map(np.array, params)
+  jax.tree.leaves(bad)[3][0] = np.nan
+  with pytest.raises(SnapshotError, match="^the parameters of step 7 are not finite; nothing was published$"):
+    make_refresher(run_dir, tower, sample_store, lines).refresh(Export(7, tree_digest(bad), bad))
+  huge = jax.tree.map(lambda x: x * np.float32(1e38), params)  # finite, but what it embeds is not
+  with pytest.raises(SnapshotError, match="nothing was published: the parameters of step 7 have diverged"):
+    make_refresher(run_dir, tower, sample_store, lines).refresh(Export(7, tree_digest(huge), huge))
+  assert run_dir.snapshot_numbers() == []
+
+
+@pytest.mark.parametrize("lost", ["embeddings", "COMMIT"])
+def test_a_damaged_snapshot_does_not_count_as_published(tmp_path, tower, params, sample_store, lost):
+  run_dir, lines = RunDir(tmp_path), []
+  write(run_dir, params, 0, 10)
+  assert refresh(run_dir, tower, sample_store, once=True, in_order=True) == 2
+  if lost == "COMMIT":
+    run_dir.snapshot_commit(2).write_text("{")
+  else:
+    (run_dir.snapshot(2) / read_manifest(run_dir, 2)["writer"] / "embeddings").rmtree()
+  assert refresh(run_dir, tower, sample_store, once=True, lines=lines) == 1
+  assert lines[0].startswith("snapshot 2 does not count as published: ")
+  assert load(run_dir, 3, sample_store).params_step == 10
+
+
+def test_an_index_of_another_corpus_is_made_anew(tmp_path, tower, params, sample_store):
   run_dir = RunDir(tmp_path)
   write(run_dir, params, 0)
-  manifest = tmp_path / "retriever/0/manifest/metadata"
-  manifest.write_text(manifest.read_text().replace(tree_digest(scaled(params, 0)), "0" * 32))
-  with pytest.raises(ValueError, match=r"the parameters in .*/retriever/0 are damaged"):
-    refresh(run_dir, tower, sample_store, once=True)
-  assert run_dir.snapshot_versions() == []
+  other = copy.copy(sample_store)
+  other.content_digest = "0" * 32
+  assert refresh(run_dir, tower, other, once=True) == 1
+  assert refresh(run_dir, tower, sample_store, once=True) == 1
+  assert load(run_dir, 2, sample_store).params_step == 0
+
+
+def test_slices_are_embedded_in_turn(tmp_path, tower, params, sample_store):
+  run_dir, n = RunDir(tmp_path), len(sample_store)
+  vocabulary = sample_store.vocabulary()
+
+  def embedded(step):
+    return embed_passages(tower, scaled(params, step), sample_store, vocabulary, batch_size=16).view(np.uint16)
+
+  lines = []
+  for step in (0, 10, 20):
+    write(run_dir, params, step)
+    refresh(run_dir, tower, sample_store, once=True, num_slices=3, lines=lines)  # each time in another process
+  bounds = [0, n // 3, 2 * n // 3, n]
+  manifest = read_manifest(run_dir, 3)
+  assert manifest["slices"] == [[0, bounds[1], 10], [bounds[1], bounds[2], 20], [bounds[2], n, 0]]
+  assert manifest["params_step"] == 20
+  found = load(run_dir, 3, sample_store).passage_emb_ND.view(np.uint16)
+  for begin, end, step in manifest["slices"]:
+    np.testing.assert_array_equal(found[begin:end], embedded(step)[begin:end])
+    assert step == 0 or (found[begin:end] != embedded(0)[begin:end]).any()
+  assert [line.split(" passages")[0] for line in lines] == [
+    f"snapshot 1: {n}", f"snapshot 2: {bounds[1]}", f"snapshot 3: {bounds[2] - bounds[1]}"
+  ]  # fmt: skip
+  # In one process, the same.
+  together, lines = RunDir(tmp_path / "together"), []
+  refresher = make_refresher(together, tower, sample_store, lines, num_slices=3)
+  for step in (0, 10, 20):
+    refresher.refresh(Export(step, tree_digest(scaled(params, step)), scaled(params, step)))
+  assert read_manifest(together, 3)["embedding_digest"] == manifest["embedding_digest"]
+
+
+def test_another_indexer_was_faster(tmp_path, tower, params, sample_store):
+  run_dir, lines = RunDir(tmp_path), []
+  refresher = make_refresher(run_dir, tower, sample_store, lines, num_slices=2)
+  write(run_dir, params, 0, 10)
+  assert refresh(run_dir, tower, sample_store, once=True) == 1
+  assert refresher.refresh(Export(10, "", params)) is None
+  assert lines == ["the parameters of step 10, or newer ones, were published by another indexer"]
+  assert published_steps(run_dir) == [10]
+
+
+@pytest.mark.parametrize("field", ["keep", "num_slices", "batch_size"])
+def test_settings_below_one_are_refused(field):
+  index = paper_config("pretrain").index
+  assert refresh_settings(index) == RefreshSettings()
+  with index.unlocked():
+    index[field] = 0
+  with pytest.raises(ValueError, match=rf"^index\.{field}=0, expected at least 1$"):
+    refresh_settings(index)

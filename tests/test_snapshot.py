@@ -2,6 +2,7 @@
 
 import copy
 import json
+import re
 import shutil
 
 import ml_dtypes
@@ -10,9 +11,11 @@ import pytest
 import xxhash
 
 from realm_jax.index import snapshot as snapshots
-from realm_jax.index.run_dir import RunDir, commit
+from realm_jax.index.digest import sealed, unsealed
+from realm_jax.index.files import Files
+from realm_jax.index.run_dir import RunDir
 from realm_jax.index.searcher import ExactSearcher, ScannSearcher
-from realm_jax.index.snapshot import SnapshotError, delete_old, load, publish
+from realm_jax.index.snapshot import Slice, SnapshotError, load, publish, read_manifest
 
 D = 16
 
@@ -49,8 +52,8 @@ def test_round_trip(tmp_path, sample_store, searcher, kind):
 def test_auto_takes_scann_from_exact_below_on(tmp_path, sample_store):
   run_dir, n = RunDir(tmp_path), len(sample_store)
   kinds = [
-    snapshots.read_manifest(run_dir, publish_one(run_dir, sample_store, exact_below=bound))["searcher"]
-    for bound in (n + 1, n)
+    read_manifest(run_dir, publish_one(run_dir, sample_store, step=step, exact_below=bound))["searcher"]
+    for step, bound in enumerate((n + 1, n))
   ]
   assert kinds == ["exact", "scann"]
 
@@ -70,11 +73,11 @@ def test_versions_grow(tmp_path, sample_store):
 def test_an_uncommitted_snapshot_is_invisible(tmp_path, sample_store, monkeypatch):
   run_dir = RunDir(tmp_path)
 
-  def die(path, content):
+  def die(self, path, content):
     raise KeyboardInterrupt
 
   with monkeypatch.context() as patched:
-    patched.setattr(snapshots, "commit", die)
+    patched.setattr(Files, "create", die)
     with pytest.raises(KeyboardInterrupt):
       publish_one(run_dir, sample_store)
   assert run_dir.snapshot(1).exists() and run_dir.snapshot_versions() == []
@@ -92,56 +95,91 @@ def test_an_embedding_that_is_not_finite_is_refused(tmp_path, sample_store):
   with pytest.raises(SnapshotError) as error:
     publish(RunDir(tmp_path), emb_ND, sample_store, params_step=40, params_digest="")
   assert str(error.value) == (
-    f"2 of {len(sample_store)} embeddings are not finite, the first of passage {sample_store.id(5)!r}; "
+    f"embeddings are not finite, the first of passage {sample_store.id(5)!r}; "
     "nothing was published: the parameters of step 40 have diverged"
   )
   assert not (tmp_path / "index").exists()
 
 
+def refused(field, value, remedy="run realm refresh_index --once with this corpus$"):
+  return field, value, rf"has {field} {re.escape(repr(value))}, .*{remedy}"
+
+
+DAMAGED = r"COMMIT is damaged \(.*\); delete snapshot 1 and run realm refresh_index --once$"
+
+
 @pytest.mark.parametrize(
-  ("name", "value"),
+  ("field", "value", "message"),
   [
-    ("corpus_digest", "0" * 32),
-    ("vocabulary_digest", "0" * 32),
-    ("passage_length", 17),
-    ("num_passages", 41),
-    ("retrieval_size", D + 1),
-    ("format", "realm-snapshot-0"),
+    refused("corpus_digest", "0" * 32),
+    refused("corpus_digest", None),
+    refused("vocabulary_digest", "0" * 32),
+    refused("packing", "bert-0"),
+    refused("passage_length", 17),
+    refused("num_passages", 39),
+    refused("num_passages", 41),
+    refused("num_passages", 0),
+    refused("retrieval_size", D + 1),
+    refused("retrieval_size", D - 1),
+    refused("dtype", "float32"),
+    refused("dtype", "float16"),
+    refused("params_digest", "digest1"),
+    refused("params_digest", ""),
+    refused("embedding_digest", "0" * 32),
+    refused("format", "realm-snapshot-1", "delete snapshot 1 and run realm refresh_index --once$"),
+    refused("format", "realm-snapshot-3", "delete snapshot 1 and run realm refresh_index --once$"),
+    refused("format", None, "delete snapshot 1 and run realm refresh_index --once$"),
   ],
 )
-def test_a_manifest_of_something_else_is_refused_by_name(tmp_path, sample_store, name, value):
+def test_a_manifest_of_something_else_is_refused_by_name(tmp_path, sample_store, field, value, message):
   run_dir = RunDir(tmp_path)
   publish_one(run_dir, sample_store)
-  rewrite_manifest(run_dir, {name: value}, signed=True)
-  with pytest.raises(SnapshotError, match=rf"\b{name} '?{value}'?, .*run realm refresh_index --once"):
-    load(run_dir, 1, sample_store, retrieval_size=D)
+  expected = {"params_digest": "digest0", "embedding_digest": read_manifest(run_dir, 1)["embedding_digest"]}
+  assert load(run_dir, 1, sample_store, retrieval_size=D, **expected).version == 1
+  rewrite_manifest(run_dir, {field: value})
+  with pytest.raises(SnapshotError, match=message):
+    load(run_dir, 1, sample_store, retrieval_size=D, **expected)
 
 
-@pytest.mark.parametrize(
-  "name",
-  [
-    "format", "writer", "params_step", "params_digest", "corpus_digest", "vocabulary_digest", "passage_length",
-    "num_passages", "retrieval_size", "dtype", "searcher", "searcher_settings", "file_digest", "manifest_digest",
-  ],
+FIELDS = (
+  "format", "writer", "params_step", "params_digest", "corpus_digest", "vocabulary_digest", "packing",
+  "passage_length", "num_passages", "retrieval_size", "dtype", "slices", "embedding_digest", "searcher",
+  "searcher_settings", "file_digest",
 )  # fmt: skip
-def test_every_field_of_the_manifest_is_guarded(tmp_path, sample_store, name):
+
+
+@pytest.mark.parametrize("field", FIELDS)
+def test_a_field_that_was_changed_afterwards_breaks_the_seal(tmp_path, sample_store, field):
   run_dir = RunDir(tmp_path)
   publish_one(run_dir, sample_store)
-  assert name in snapshots.read_manifest(run_dir, 1)
-  rewrite_manifest(run_dir, {name: "another"})
-  wanted = r"format 'another', expected" if name == "format" else r"is damaged \(its manifest_digest differs\)"
-  with pytest.raises(
-    SnapshotError, match=rf"COMMIT (has )?{wanted}.*; delete snapshot 1 and run realm refresh_index --once$"
-  ):
+  assert set(read_manifest(run_dir, 1)) == set(FIELDS)
+  rewrite_manifest(run_dir, {field: "another"}, seal=False)
+  with pytest.raises(SnapshotError, match=DAMAGED):
     load(run_dir, 1, sample_store)
 
 
-def rewrite_manifest(run_dir, fields, *, signed=False):
+def test_a_file_that_says_other_embeddings_than_the_manifest_is_refused(tmp_path, sample_store):
+  run_dir = RunDir(tmp_path)
+  publish_one(run_dir, sample_store)
+  rewrite_manifest(run_dir, {"embedding_digest": "0" * 32})
+  with pytest.raises(SnapshotError, match=r"embeddings is damaged; delete snapshot 1 and run realm refresh_index"):
+    load(run_dir, 1, sample_store)
+
+
+def test_embeddings_that_are_not_finite_are_never_loaded(tmp_path, sample_store, monkeypatch):
+  run_dir, emb_ND = RunDir(tmp_path), embeddings(sample_store)
+  emb_ND[5, 3] = np.nan
+  with monkeypatch.context() as patched:
+    patched.setattr(snapshots, "_first_not_finite", lambda emb_ND: None)  # an indexer that did not look
+    publish(run_dir, emb_ND, sample_store, params_step=0, params_digest="")
+  with pytest.raises(SnapshotError, match=r"embeddings is damaged; delete snapshot 1"):
+    load(run_dir, 1, sample_store)
+
+
+def rewrite_manifest(run_dir, fields, *, seal=True):
   path = run_dir.snapshot_commit(1)
-  manifest = json.loads(path.read_text()) | fields
-  if signed:
-    manifest["manifest_digest"] = snapshots._manifest_digest(manifest)
-  path.write_text(json.dumps(manifest))
+  manifest = json.loads(path.read_text())
+  path.write_text(json.dumps(sealed(unsealed(manifest) | fields) if seal else manifest | fields))
 
 
 def test_another_corpus_is_refused(tmp_path, sample_store):
@@ -170,7 +208,7 @@ def cut(path):
 def test_damage_in_any_file_is_refused(tmp_path, sample_store, damage, says):
   run_dir = RunDir(tmp_path / "run")
   publish_one(run_dir, sample_store, searcher="scann")
-  data = tmp_path / "run/index/00000001" / snapshots.read_manifest(run_dir, 1)["writer"]
+  data = tmp_path / "run/index/00000001" / read_manifest(run_dir, 1)["writer"]
   files = [p for p in sorted(data.rglob("*")) if p.is_file() and p.stat().st_size]
   assert {"embeddings", "scann"} == {p.relative_to(data).parts[0] for p in files}
   for path in files:
@@ -188,14 +226,14 @@ def test_a_flipped_bit_anywhere_in_commit_is_refused(tmp_path, sample_store):
   publish_one(run_dir, sample_store)
   path = run_dir.snapshot_commit(1)
   content = path.read_bytes()
-  manifest = snapshots.read_manifest(run_dir, 1)
+  manifest = read_manifest(run_dir, 1)
   for position in range(0, len(content), 3):
     for bit in (0, 5, 7):
       damaged = bytearray(content)
       damaged[position] ^= 1 << bit
       path.write_bytes(bytes(damaged))
       try:
-        assert snapshots.read_manifest(run_dir, 1) == manifest  # white space between the fields
+        assert read_manifest(run_dir, 1) == manifest  # white space between the fields
       except SnapshotError as error:
         assert "COMMIT" in str(error) and "delete snapshot 1 and run realm refresh_index --once" in str(error)
   for length in (0, 1, len(content) // 2, len(content) - 1):
@@ -204,54 +242,63 @@ def test_a_flipped_bit_anywhere_in_commit_is_refused(tmp_path, sample_store):
       load(run_dir, 1, sample_store)
 
 
-def test_two_writers_for_one_version_both_end_committed(tmp_path, sample_store, monkeypatch):
-  run_dir, versions = RunDir(tmp_path), {}
+@pytest.mark.parametrize(("mine", "other", "published"), [(2, 1, [1, 2]), (1, 2, [2]), (1, 1, [1])])
+def test_two_writers_for_one_version(tmp_path, sample_store, monkeypatch, mine, other, published):
+  run_dir, create = RunDir(tmp_path), Files.create
+  other_version = []
 
-  def commit_after_another_writer(path, content):
-    if not versions:
-      versions[2] = None
-      versions[2] = publish_one(run_dir, sample_store, step=2, seed=2)
-    return commit(path, content)
+  def create_after_another_writer(self, path, content):
+    if not other_version:
+      other_version.append(None)
+      other_version[0] = publish_one(run_dir, sample_store, step=other, seed=other)
+    return create(self, path, content)
 
-  monkeypatch.setattr(snapshots, "commit", commit_after_another_writer)
-  versions[1] = publish_one(run_dir, sample_store, step=1, seed=1)
-  assert versions == {2: 1, 1: 2}
-  assert sorted(versions.values()) == run_dir.snapshot_versions() == [1, 2]
-  for seed, version in versions.items():
-    snapshot = load(run_dir, version, sample_store)
-    assert snapshot.params_step == seed
-    np.testing.assert_array_equal(
-      snapshot.passage_emb_ND.view(np.uint16), embeddings(sample_store, seed).view(np.uint16)
-    )
-    assert len([p for p in run_dir.snapshot(version).iterdir() if p.is_dir()]) == 1
-
-
-def make_history(run_dir, store, *, adopted, checkpoints):
-  for step in range(0, 80, 10):
-    publish_one(run_dir, store, step=step)  # versions 1 to 8
-  for step, version in adopted.items():
-    assert commit(run_dir.adoption(step), json.dumps({"step": step, "version": version, "params_digest": ""}))
-  for step in checkpoints:
-    (run_dir.checkpoints / str(step)).mkdir(parents=True)
+  monkeypatch.setattr(Files, "create", create_after_another_writer)
+  version = publish_one(run_dir, sample_store, step=mine, seed=mine)
+  # The later one takes the next version, if its parameters are newer; otherwise its work is for nothing.
+  assert other_version == [1] and version == (2 if mine > other else None)
+  assert [read_manifest(run_dir, v)["params_step"] for v in run_dir.snapshot_versions()] == published
+  for v in run_dir.snapshot_versions():
+    snapshot = load(run_dir, v, sample_store)
+    wanted = embeddings(sample_store, snapshot.params_step)
+    np.testing.assert_array_equal(snapshot.passage_emb_ND.view(np.uint16), wanted.view(np.uint16))
+    assert len([p for p in run_dir.snapshot(v).iterdir() if p.is_dir()]) == 1
 
 
-@pytest.mark.parametrize(
-  ("adopted", "checkpoints", "deleted"),
-  [
-    ({}, [], [1, 2, 3, 4, 5, 6]),
-    ({0: 1, 20: 3}, [], [2, 4, 5, 6]),  # it would start again from step 0
-    ({0: 1, 20: 3, 40: 5}, [30, 50], [1, 2, 4, 6]),  # 3 is in force at checkpoint 30
-    ({0: 1, 20: 3, 40: 5}, [40], [1, 2, 3, 4, 6]),  # adopted at the step of the checkpoint
-    ({0: 1, 20: 3, 40: 5}, [39], [1, 2, 4, 6]),
-    ({5: 2}, [3], [1, 3, 4, 5, 6]),
-  ],
-)
-def test_delete_old_spares_what_a_resume_adopts(tmp_path, sample_store, adopted, checkpoints, deleted):
+def test_a_writer_whose_data_another_one_cleared_away_tries_again(tmp_path, sample_store, monkeypatch):
+  run_dir, write_data = RunDir(tmp_path), snapshots.write_data
+
+  def overtaken(*arguments):
+    monkeypatch.setattr(snapshots, "write_data", write_data)
+    publish_one(run_dir, sample_store, step=1, seed=1)
+    raise FileNotFoundError("gone")
+
+  monkeypatch.setattr(snapshots, "write_data", overtaken)
+  assert publish_one(run_dir, sample_store, step=2, seed=2) == 2
+
+  def full(*arguments):
+    raise OSError("No space left on device")
+
+  monkeypatch.setattr(snapshots, "write_data", full)
+  with pytest.raises(OSError, match="No space left"):
+    publish_one(run_dir, sample_store, step=3)
+
+
+def test_only_newer_parameters_are_published_unless_what_is_there_is_damaged(tmp_path, sample_store):
   run_dir = RunDir(tmp_path)
-  make_history(run_dir, sample_store, adopted=adopted, checkpoints=checkpoints)
-  assert delete_old(run_dir, keep=2) == deleted
-  assert run_dir.snapshot_versions() == [v for v in range(1, 9) if v not in deleted]
-  assert sorted(p.name for p in run_dir.index.iterdir()) == [f"{v:08d}" for v in run_dir.snapshot_versions()]
-  assert load(run_dir, 8, sample_store).version == 8
-  assert delete_old(run_dir, keep=2) == []
-  assert publish_one(run_dir, sample_store) == 9
+  assert publish_one(run_dir, sample_store, step=10) == 1
+  assert publish_one(run_dir, sample_store, step=10) is None and publish_one(run_dir, sample_store, step=9) is None
+  assert publish_one(run_dir, sample_store, step=10, damaged=frozenset({1})) == 2
+  run_dir.snapshot_commit(2).write_text("{")
+  assert snapshots.newest_step(run_dir) == 10 and snapshots.newest_step(run_dir, frozenset({1})) is None
+  assert publish_one(run_dir, sample_store, step=10, damaged=frozenset({1})) == 3
+
+
+def test_the_age_is_the_mean_over_passages(tmp_path, sample_store):
+  run_dir = RunDir(tmp_path)
+  slices = [Slice(0, 10, 60), Slice(10, len(sample_store), 20)]
+  snapshot = load(run_dir, publish_one(run_dir, sample_store, step=60, slices=slices), sample_store)
+  assert snapshot.slices == slices and snapshot.params_step == 60
+  assert snapshot.age(100) == pytest.approx((10 * 40 + (len(sample_store) - 10) * 80) / len(sample_store))
+  whole = load(run_dir, publish_one(run_dir, sample_store, step=80), sample_store)
+  assert whole.slices == [Slice(0, len(sample_store), 80)] and whole.age(100) == 20

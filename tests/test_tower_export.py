@@ -1,5 +1,7 @@
 """The passage tower's way from the trainer to the indexer."""
 
+import shutil
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,7 +9,7 @@ import pytest
 
 from realm_jax.index.digest import tree_digest
 from realm_jax.index.run_dir import RunDir
-from realm_jax.index.tower_export import TowerReader, TowerWriter
+from realm_jax.index.tower_export import DamagedExport, TowerReader, TowerWriter
 
 
 def make_params(step):
@@ -73,12 +75,15 @@ def test_a_damaged_array_is_refused(tmp_path):
   manifest.write_text(manifest.read_text().replace(tree_digest(make_params(20)), "0" * 32))
   reader = TowerReader(run_dir)
   assert reader.steps() == [20]
-  with pytest.raises(ValueError) as error:
+  with pytest.raises(DamagedExport) as error:
     reader.read(20, ABSTRACT)
   assert str(error.value) == (
-    f"the parameters in {tmp_path}/retriever/20 are damaged: their digest is {tree_digest(make_params(20))}, "
-    f"written was {'0' * 32}; the next export replaces them"
+    f"{tmp_path}/retriever/20 is damaged: its digest is {tree_digest(make_params(20))}, "
+    f"written was {'0' * 32}; the next export replaces it"
   )
+  # A trainer that comes to the step again writes it again, and others stay as they are.
+  write(run_dir, 20)
+  assert reader.read(20, ABSTRACT).digest == tree_digest(make_params(20))
 
 
 def test_flipped_bits_in_array_files_are_refused(tmp_path):
@@ -94,7 +99,54 @@ def test_flipped_bits_in_array_files_are_refused(tmp_path):
     damaged = bytearray(content)
     damaged[position] ^= 4
     largest.write_bytes(bytes(damaged))
-    with pytest.raises(ValueError):
+    with pytest.raises(DamagedExport):
       reader.read(20, ABSTRACT)
   largest.write_bytes(content)
   assert reader.read(20, ABSTRACT).digest == tree_digest(make_params(20))
+
+
+def test_a_missing_file_is_damage_and_a_deleted_step_is_not(tmp_path):
+  run_dir = RunDir(tmp_path)
+  write(run_dir, 10, 20)
+  reader = TowerReader(run_dir)
+  assert reader.steps() == [10, 20]
+  shutil.rmtree(tmp_path / "retriever/20/params")
+  with pytest.raises(DamagedExport, match=r"^.*/retriever/20 is damaged \(.*\); the next export replaces it$"):
+    reader.read(20, ABSTRACT)
+  shutil.rmtree(tmp_path / "retriever/10")
+  with pytest.raises(FileNotFoundError):
+    reader.read(10, ABSTRACT)
+
+
+def test_a_damaged_export_below_the_newest_is_written_again(tmp_path):
+  run_dir, lines = RunDir(tmp_path), []
+  write(run_dir, 10, 20)
+  shutil.rmtree(tmp_path / "retriever/10/params")
+  writer = TowerWriter(run_dir, log=lines.append)
+  assert writer.write(10, make_params(10)) == tree_digest(make_params(10))
+  writer.close()
+  assert lines == ["the export of step 10 was damaged, or made by other arithmetic: it is written again"]
+  reader = TowerReader(run_dir)
+  assert reader.steps() == [10, 20]
+  assert reader.read(10, ABSTRACT).digest == tree_digest(make_params(10))
+
+
+def test_digests_are_known_as_long_as_the_export_is_there(tmp_path):
+  write(RunDir(tmp_path), 10, 20)
+  writer = TowerWriter(RunDir(tmp_path))
+  assert (writer.digest(10), writer.digest(15)) == (tree_digest(make_params(10)), None)
+  assert writer.is_newest(make_params(20)) and not writer.is_newest(make_params(10))
+  writer.close()
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_parameters_that_are_not_finite_are_not_exported(tmp_path, value):
+  params = make_params(10)
+  params["encoder"]["kernel"][3, 4] = value
+  writer = TowerWriter(RunDir(tmp_path))
+  with pytest.raises(
+    FloatingPointError, match="of step 10 are not finite: training has diverged; go on from an earlier"
+  ):
+    writer.write(10, params)
+  writer.close()
+  assert TowerReader(RunDir(tmp_path)).steps() == []
