@@ -54,7 +54,8 @@ from realm_jax.data.questions import Question
 from realm_jax.index import refresh as refresh_module
 from realm_jax.index import snapshot as snapshots
 from realm_jax.index.embed import embed_passages
-from realm_jax.index.refresh import follow
+from realm_jax.index.files import Files
+from realm_jax.index.refresh import Refresher, RefreshSettings, abstract_tower_params, follow
 from realm_jax.index.retrieve import BatchAssembler
 from realm_jax.index.run_dir import RunDir
 from realm_jax.index.tower_export import TowerWriter
@@ -89,9 +90,9 @@ def embed(tower, params, store, batches=lambda batches: batches):
 
 
 def refresh(run_dir, tower, store):
-  return follow(
-    run_dir, tower, store, searcher="exact", exact_below=0, once=True, timeout=0.0, batch_size=16, log=[].append,
-  )  # fmt: skip
+  refresher = Refresher(run_dir, tower, store, RefreshSettings(batch_size=16), log=[].append)
+  abstract_params = abstract_tower_params(tower, store.passage_length)
+  return follow(refresher, run_dir, abstract_params, once=True, timeout=0.0, log=[].append)
 
 
 def export(run_dir, params, step):
@@ -174,8 +175,8 @@ def test_u13_keeps_three(tmp_path, tower, params, sample_store):
   ("module", "name", "is_published"),
   [
     (refresh_module, "embed_passages", False),
-    (snapshots, "commit", False),  # all files are written by then
-    (snapshots, "delete_old", True),
+    (Files, "create", False),  # all files are written by then
+    (refresh_module, "delete_old", True),
   ],
 )
 def test_u13_a_killed_indexer_is_replaced(

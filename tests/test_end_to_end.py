@@ -174,3 +174,22 @@ def test_ask_refuses_a_run_that_has_not_learnt_to_answer(pretrained):
   output, _ = process.communicate(timeout=120)
   assert process.returncode == 1
   assert "give a fine-tuned run" in output
+
+
+def test_inline_the_trainer_refreshes_its_own_index(pretrained, corpus):
+  ict, _ = pretrained
+  run = corpus.parent / "inline"
+  flags = [
+      f"--config.init={ict}", "--config.index.export_every=3", "--config.index.refresh=inline",
+      "--config.num_passages=3", "--config.index.num_slices=2",
+  ]  # fmt: skip
+  train("pretrain", corpus, run, *flags, "--config.num_steps=5")  # alone: no other process
+  assert RunDir(run).adoption_steps() == [0, 3] and RunDir(run).snapshot_versions() == [1, 2, 3]  # 0, 3 and the last
+  train("pretrain", corpus, run, *flags, "--config.num_steps=8")
+  assert not RunDir(run).damaged.exists() and RunDir(run).is_done()
+  lines = lines_of(run)
+  assert [line["step"] for line in lines] == list(range(1, 9))
+  assert RunDir(run).adoption_steps() == [0, 3, 6]
+  # Each refresh embeds half of the corpus anew: at step 6 the other half is as old as the last one of the first run.
+  ages = [line["index_age"] for line in lines]
+  assert ages[:3] == [0, 1, 2] and ages[3] == pytest.approx(1.5, abs=0.2) and ages[6] == pytest.approx(1.0, abs=1.5)

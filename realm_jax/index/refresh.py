@@ -37,10 +37,11 @@ def refresh_settings(index: Any) -> RefreshSettings:
   Raises:
     ValueError: a number below 1.
   """
+  settings = RefreshSettings(index.searcher, index.exact_below, index.keep, index.batch_size, index.num_slices)
   for name in ("keep", "num_slices", "batch_size"):
-    if index[name] < 1:
-      raise ValueError(f"index.{name}={index[name]}, expected at least 1")
-  return RefreshSettings(**{name: index[name] for name in RefreshSettings._fields})
+    if getattr(settings, name) < 1:
+      raise ValueError(f"index.{name}={getattr(settings, name)}, expected at least 1")
+  return settings
 
 
 class Refresher:
