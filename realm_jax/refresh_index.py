@@ -39,6 +39,7 @@ def main(values: flags.FlagValues, positional: list[str]) -> None:
   config = stored_config(run_dir.read_config(timeout=600.0 if wait is None else wait))
   timeout = config.index.timeout if wait is None else wait
   store = PassageStore(config.corpus)
+  store.verify()
   log = tqdm.tqdm.write
   tower = make_tower(config.model, store.description["vocabulary_size"])
   refresher = Refresher(

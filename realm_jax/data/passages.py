@@ -15,6 +15,7 @@ from typing import Any, BinaryIO
 import numpy as np
 import xxhash
 
+from realm_jax.data.bucket_copy import local_copy
 from realm_jax.data.columns import FIXED, RAGGED, Columns, to_columns
 from realm_jax.data.packing import Tokens
 from realm_jax.data.spans import KINDS, Span
@@ -86,7 +87,7 @@ class PassageWriter:
     digest = {f"{name}.bin": file.digest for name, file in sorted(self._file.items())} | {
       "vocab.txt": vocabulary.digest
     }
-    corpus = {
+    corpus: dict[str, Any] = {
       "format": FORMAT,
       "num_passages": self.num_passages,
       "passage_length": self._passage_length,
@@ -95,10 +96,11 @@ class PassageWriter:
       "vocabulary_size": len(self._vocabulary),
       "lowercase": self._vocabulary.lowercase,
       "vocabulary_digest": self._vocabulary.digest,
-      "content_digest": xxhash.xxh3_128_hexdigest(json.dumps(digest, sort_keys=True).encode()),
+      "content_digest": _json_digest(digest),
       "file_digest": digest,
       **description,
     }
+    corpus["description_digest"] = _json_digest(corpus)
     with _File(self._scratch / "corpus.json") as file:
       file.write((json.dumps(corpus, indent=2, ensure_ascii=False) + "\n").encode())
     if self._path.exists():
@@ -150,13 +152,13 @@ class PassageStore:
   """
 
   def __init__(self, path):
-    """Opens the store.
+    """Opens the store; one in a bucket is copied to the local disk first.
 
     Raises:
       FileNotFoundError: no store there.
       ValueError: another format, or a file that is cut off.
     """
-    self.path = pathlib.Path(path)
+    self.path = local_copy(str(path)) if "://" in str(path) else pathlib.Path(path)
     if not (self.path / "corpus.json").is_file():
       raise FileNotFoundError(f"no corpus at {self.path} (it has no corpus.json); make one with realm build_corpus")
     try:
@@ -226,6 +228,11 @@ class PassageStore:
 
   def verify(self) -> None:
     """Reads every file and compares its digest; raises ValueError that names the first that differs."""
+    description = {name: value for name, value in self.description.items() if name != "description_digest"}
+    if self.description.get("description_digest") != _json_digest(description):
+      raise ValueError(
+        f"{self.path / 'corpus.json'} is not what was built (its digest differs); build the corpus again"
+      )
     for name, digest in self.description["file_digest"].items():
       path = self.path / name
       if not path.is_file() or _file_digest(path) != digest:
@@ -253,6 +260,10 @@ class PassageStore:
 def passage_uid(title: str, body: str) -> int:
   """The number by which Google's REALM knows a passage, in its released files too; empty texts: the null passage."""
   return int(hashlib.sha1(f"{title} <sep> {body}".encode()).hexdigest(), 16)
+
+
+def _json_digest(content: dict[str, Any]) -> str:
+  return xxhash.xxh3_128_hexdigest(json.dumps(content, sort_keys=True).encode())
 
 
 def _file_digest(path: pathlib.Path) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import tensorstore as ts
 from etils import epath
 
@@ -18,12 +20,16 @@ class Files:
     return result.value if result.state == "value" else None
 
   def create(self, path: epath.Path, content: str) -> bool:
-    """Creates the file with its whole content if it does not exist; False if it does."""
+    """Creates the file with its whole content if it does not exist; False if it does, with another content."""
     store = _store(path.parent)
     found = store.read(path.name).result()
-    if found.state != "missing":
-      return False
-    return store.write(path.name, content.encode(), if_equal=found.stamp.generation).result().generation != b""
+    if found.state == "missing":
+      if store.write(path.name, content.encode(), if_equal=found.stamp.generation).result().generation != b"":
+        return True
+      found = store.read(path.name).result()
+      # In a bucket a request may be carried out and its answer lost: TensorStore's second try then finds the first.
+      return "://" in str(path) and found.value == content.encode()
+    return False
 
   def replace(self, path: epath.Path, content: str) -> None:
     _store(path.parent).write(path.name, content.encode()).result()
@@ -55,3 +61,18 @@ def _store(directory: epath.Path) -> ts.KvStore:
   url = directory.as_posix().removesuffix("/") + "/"
   # A local path is no URL: it may hold a percent sign.
   return ts.KvStore.open(url if "://" in url else {"driver": "file", "path": url}).result()
+
+
+def prepare_buckets() -> None:
+  """Makes etils and Orbax see in a bucket what other processes have written there.
+
+  Raises:
+    ImportError: the extra is not installed.
+  """
+  try:
+    import fsspec.config  # noqa: PLC0415
+    import gcsfs  # noqa: F401, PLC0415
+  except ImportError as error:
+    raise ImportError("gs:// paths need the extra gcs: pip install 'realm_jax[gcs]'") from error
+  os.environ.setdefault("EPATH_USE_TF", "0")  # etils would import TensorFlow if it is installed
+  fsspec.config.conf.setdefault("gcs", {})["use_listings_cache"] = False  # else later steps are never seen

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 from etils import epath
 
-from realm_jax.index.files import Files
+from realm_jax.index.files import Files, prepare_buckets
 
 T = TypeVar("T")
 
@@ -18,8 +18,11 @@ class RunDir:
   """Paths of one run; see the table of the hand-over in docs/handover.md for who writes what."""
 
   def __init__(self, path, *, files: Files | None = None):
+    self.is_bucket = "://" in str(path)
+    if self.is_bucket:
+      prepare_buckets()
     # Orbax wants absolute paths; a bucket is absolute already.
-    self.path = epath.Path(path) if "://" in str(path) else epath.Path(path).expanduser().resolve()
+    self.path = epath.Path(path) if self.is_bucket else epath.Path(path).expanduser().resolve()
     self.files = files or Files()
     self.config = self.path / "config.json"
     self.checkpoints = self.path / "checkpoints"
@@ -58,7 +61,12 @@ class RunDir:
     return self._numbers(self.adoptions)
 
   def checkpoint_steps(self) -> list[int]:
-    return self._numbers(self.checkpoints)
+    """Steps whose checkpoints are whole, ascending."""
+    steps = self._numbers(self.checkpoints)
+    if not self.is_bucket:
+      return steps
+    # Nothing can be moved into its place there: Orbax writes this object last.
+    return [s for s in steps if self.files.read(self.checkpoints / str(s) / "commit_success.txt") is not None]
 
   def set_aside(self, path: epath.Path) -> epath.Path:
     """Moves something damaged out of the way, into `damaged/`, and returns where it is."""

@@ -40,6 +40,7 @@ def train(config: ConfigDict, run_dir: RunDir, *, log: Callable[[str], None] = p
 
   started = time.monotonic()
   store = PassageStore(config.corpus)
+  store.verify()
   vocabulary = store.vocabulary()
   stage = make_stage(config, store, vocabulary)
   optimizer = make_optimizer(config, stage)
@@ -74,6 +75,7 @@ def train(config: ConfigDict, run_dir: RunDir, *, log: Callable[[str], None] = p
   def save(step: int) -> None:
     if exports:
       exports.wait()  # a run that resumes here counts on those of earlier steps
+    metrics_log.flush()
     checkpoints.save(step, state, follower.adoption if follower else None)
 
   for step in range(first_step, config.num_steps):

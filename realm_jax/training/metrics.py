@@ -19,7 +19,8 @@ class MetricsLog:
   """
 
   def __init__(self, run_dir: RunDir, *, first_step: int, num_steps: int, every: int, stage: str, tensorboard: bool):
-    self._path, self._every, self._num_steps = run_dir.metrics, every, num_steps
+    self._run_dir, self._every, self._num_steps = run_dir, every, num_steps
+    self._unwritten = ""
     self._pending: list[dict[str, Any]] = []
     self._tokens = 0
     self._since = time.monotonic()
@@ -35,7 +36,15 @@ class MetricsLog:
     if step % self._every == 0 or step == self._num_steps:
       self._write_line(step)
 
+  def flush(self) -> None:
+    """Writes the lines that a bucket has not yet: nothing can be appended there; they come with a checkpoint."""
+    if self._unwritten:
+      written = self._run_dir.files.read(self._run_dir.metrics) or b""
+      self._run_dir.files.replace(self._run_dir.metrics, written.decode() + self._unwritten)
+      self._unwritten = ""
+
   def close(self) -> None:
+    self.flush()
     self._bar.close()
     if self._writer is not None:
       self._writer.close()
@@ -46,8 +55,11 @@ class MetricsLog:
     line: dict[str, float] = {"step": step}
     line |= {name: float(sum(m[name] for m in pending) / len(pending)) for name in pending[0]}
     line |= {"tokens_per_second": round(self._tokens / seconds), "steps_per_second": round(len(pending) / seconds, 4)}
-    with self._path.open("a") as file:
-      file.write(json.dumps(line) + "\n")
+    if self._run_dir.is_bucket:
+      self._unwritten += json.dumps(line) + "\n"
+    else:
+      with self._run_dir.metrics.open("a") as file:
+        file.write(json.dumps(line) + "\n")
     if self._writer is not None:
       for name, value in line.items():
         self._writer.scalar(name, value, step)
@@ -58,8 +70,9 @@ class MetricsLog:
 
 def _drop_lines_after(run_dir: RunDir, step: int) -> None:
   """A run that resumes makes the steps after its checkpoint again: their lines go, so that none stands twice."""
-  if run_dir.metrics.exists():
-    lines = run_dir.metrics.read_text().splitlines(keepends=True)
+  text = run_dir.files.read(run_dir.metrics)
+  if text:
+    lines = text.decode().splitlines(keepends=True)
     kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
     if len(kept) < len(lines):
       run_dir.files.replace(run_dir.metrics, "".join(kept))
