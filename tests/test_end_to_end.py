@@ -1,66 +1,21 @@
 """The whole loop with both processes: train, refresh, kill, resume, fine-tune, evaluate, ask."""
 
 import json
-import os
-import pathlib
 import signal
-import subprocess
-import sys
-import tempfile
 import time
 
 import pytest
+from processes import build_corpus, lines_of, realm, train
 
-from realm_jax.data.sample import SAMPLE_PASSAGES, SAMPLE_QUESTIONS
+from realm_jax.data.sample import SAMPLE_QUESTIONS
 from realm_jax.index.digest import tree_digest
 from realm_jax.index.params import restore_params
 from realm_jax.index.run_dir import RunDir
 
-ROOT = pathlib.Path(__file__).parents[1]
-SMALL = [
-    "--config.model.hidden_size=16", "--config.model.num_layers=1", "--config.model.num_heads=2",
-    "--config.model.mlp_size=32", "--config.model.retrieval_size=16", "--config.model.span_hidden_size=8",
-    "--config.model.dropout_rate=0.1", "--config.batch_size=4", "--config.query_length=32", "--config.joint_length=96",
-    "--config.log_every=1", "--config.checkpoint.every=4", "--config.index.timeout=120.0",
-]  # fmt: skip
-
-
-# The processes compile the same programs again and again.
-CACHE = {
-  "JAX_PLATFORMS": "cpu",
-  "JAX_COMPILATION_CACHE_DIR": tempfile.mkdtemp(prefix="realm-test-cache-"),
-  "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-  "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "0",
-}
-
-
-def realm(*arguments, wait=True):
-  command = [sys.executable, "-m", "realm_jax.cli", *map(str, arguments)]
-  process = subprocess.Popen(
-    command, cwd=ROOT, env=os.environ | CACHE, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
-  )
-  if not wait:
-    return process
-  output, _ = process.communicate(timeout=240)
-  assert process.returncode == 0, output
-  return output
-
-
-def train(stage, corpus, workdir, *flags, wait=True):
-  return realm(
-      "train", f"--config=configs/demo.py:{stage}", f"--config.corpus={corpus}", f"--workdir={workdir}",
-      *SMALL, *flags, wait=wait,
-  )  # fmt: skip
-
 
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory):
-  directory = tmp_path_factory.mktemp("loop")
-  lines = SAMPLE_PASSAGES.read_text(encoding="utf-8").splitlines(keepends=True)[:40]
-  (directory / "articles.jsonl").write_text("".join(lines), encoding="utf-8")
-  realm("build_corpus", f"--input={directory}/articles.jsonl", f"--output={directory}/corpus", "--passage_length=64",
-        "--vocab_size=1000")  # fmt: skip
-  return directory / "corpus"
+  return build_corpus(tmp_path_factory.mktemp("loop"))
 
 
 @pytest.fixture(scope="module")
@@ -94,11 +49,6 @@ def pretrain(corpus, ict, run, *, kill_at=None):
   finally:
     indexer.kill()
   return run
-
-
-def lines_of(run):
-  path = pathlib.Path(run) / "metrics.jsonl"
-  return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
 def test_pretraining_adopts_snapshots_and_logs_them(pretrained):

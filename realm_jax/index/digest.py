@@ -10,6 +10,8 @@ import numpy as np
 import xxhash
 from etils import epath
 
+from realm_jax.index.files import names_below
+
 _PIECE = 1 << 24
 
 
@@ -31,15 +33,15 @@ def is_finite(tree: Any) -> bool:
 
 def file_digests(directory: epath.Path) -> dict[str, str]:
   """Relative path -> xxh3-128, for every file below a directory."""
-  result = {}
-  for parent, _, names in directory.walk():
-    for name in names:
-      digest = xxhash.xxh3_128()
-      with (parent / name).open("rb") as file:
-        while piece := file.read(_PIECE):
-          digest.update(piece)
-      result[(parent / name).relative_to(directory).as_posix()] = digest.hexdigest()
-  return dict(sorted(result.items()))
+  return {name: _file_digest(directory / name) for name in names_below(directory)}
+
+
+def _file_digest(path: epath.Path) -> str:
+  digest = xxhash.xxh3_128()
+  with path.open("rb") as file:
+    while piece := file.read(_PIECE):
+      digest.update(piece)
+  return digest.hexdigest()
 
 
 def sealed(content: dict[str, Any]) -> dict[str, Any]:

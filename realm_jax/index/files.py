@@ -7,6 +7,9 @@ import os
 import tensorstore as ts
 from etils import epath
 
+# For gs:// etils would import TensorFlow, if it is installed. Read once, when the first such path is used.
+os.environ.setdefault("EPATH_USE_TF", "0")
+
 
 class Files:
   """Each operation is atomic: a reader sees a file whole or not at all.
@@ -57,6 +60,11 @@ class Files:
           return None
 
 
+def names_below(directory: epath.Path) -> list[str]:
+  """Relative paths of all files below a directory, sorted: one request a thousand files in a bucket."""
+  return sorted(name.decode() for name in _store(directory).list().result())
+
+
 def _store(directory: epath.Path) -> ts.KvStore:
   url = directory.as_posix().removesuffix("/") + "/"
   # A local path is no URL: it may hold a percent sign.
@@ -74,5 +82,4 @@ def prepare_buckets() -> None:
     import gcsfs  # noqa: F401, PLC0415
   except ImportError as error:
     raise ImportError("gs:// paths need the extra gcs: pip install 'realm_jax[gcs]'") from error
-  os.environ.setdefault("EPATH_USE_TF", "0")  # etils would import TensorFlow if it is installed
   fsspec.config.conf.setdefault("gcs", {})["use_listings_cache"] = False  # else later steps are never seen

@@ -176,11 +176,16 @@ def follow(
     if unpublished:
       step = unpublished[0 if in_order else -1]
       try:
-        version = refresher.refresh(reader.read(step, abstract_params))
+        export = reader.read(step, abstract_params)
       except FileNotFoundError:  # deleted by the trainer, which has newer ones
         continue
-      except (DamagedExport, SnapshotError) as error:
-        # Training may go on, and the next export be whole.
+      except DamagedExport as error:  # training may go on, and the next export be whole
+        log(f"the parameters of step {step} are left out: {error}")
+        left_out.add(step)
+        continue
+      try:
+        version = refresher.refresh(export)
+      except SnapshotError as error:  # likewise
         log(f"the parameters of step {step} are left out: {error}")
         left_out.add(step)
         continue

@@ -92,11 +92,11 @@ def train(config: ConfigDict, run_dir: RunDir, *, log: Callable[[str], None] = p
     if step == first_step:
       jax.block_until_ready(metrics)
       checkpoints.expect_first((time.monotonic() - started) / 4)
-    if step + 1 == config.num_steps or checkpoints.is_due(step + 1):
-      save(step + 1)
     if follower:
       metrics |= {"index_age": follower.age(step)}
     metrics_log.add(step + 1, metrics, num_tokens=count_tokens(batch))
+    if step + 1 == config.num_steps or checkpoints.is_due(step + 1):
+      save(step + 1)  # after the line of its last step, which a resumed run does not write again
 
   metrics_log.close()
   if follower:

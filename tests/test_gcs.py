@@ -1,0 +1,117 @@
+"""A run in a bucket: the same bits as on a disk, also when requests fail, hang or are answered in vain."""
+
+import concurrent.futures
+import signal
+import time
+
+import pytest
+from gcs_server import Faults, serve
+from processes import build_corpus, realm, train
+
+from realm_jax.data.passages import PassageStore
+from realm_jax.index.digest import tree_digest
+from realm_jax.index.journal import read_journal
+from realm_jax.index.params import restore_params
+from realm_jax.index.run_dir import RunDir
+from realm_jax.index.snapshot import load
+
+SYNC = ["--config.index.export_every=3", "--config.index.sync=True", "--config.num_passages=3"]
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+  return build_corpus(tmp_path_factory.mktemp("gcs"))
+
+
+@pytest.fixture
+def server(monkeypatch):
+  with serve("bucket") as server:
+    for name, value in server.environment.items():
+      monkeypatch.setenv(name, value)
+    yield server
+
+
+def pretrain(corpus, run, *, num_steps, kill=False, timeout=240):
+  """Trainer and indexer; the trainer, if told so, is killed after its first checkpoint and started again."""
+  flags = [*SYNC, f"--config.num_steps={num_steps}", "--config.index.keep=2", "--config.checkpoint.keep=1"]
+  indexer = realm("refresh_index", f"--workdir={run}", "--quiet", wait=False)
+  try:
+    if kill:
+      trainer = train("pretrain", corpus, run, "--config.init=", *flags, wait=False)
+      deadline = time.monotonic() + timeout
+      while not RunDir(run).checkpoint_steps():
+        assert trainer.poll() is None and time.monotonic() < deadline, trainer.communicate()[0]
+        time.sleep(0.1)
+      trainer.send_signal(signal.SIGKILL)
+      trainer.communicate()
+    train("pretrain", corpus, run, "--config.init=", *flags, timeout=timeout)
+    output, _ = indexer.communicate(timeout=timeout)
+    assert indexer.returncode == 0, output
+  finally:
+    indexer.kill()
+  return result(run)
+
+
+def result(run):
+  """What must not depend on where a run is kept, nor on what happened to it."""
+  run_dir = RunDir(run)
+  step, params = restore_params(run_dir)
+  lines = (run_dir.files.read(run_dir.metrics) or b"").decode().splitlines()
+  return step, tree_digest(params), read_journal(run_dir), run_dir.snapshot_versions(), len(lines)
+
+
+@pytest.fixture(scope="module")
+def on_disk(corpus):
+  return {num_steps: pretrain(corpus, corpus.parent / f"run{num_steps}", num_steps=num_steps) for num_steps in (7, 13)}
+
+
+def test_the_same_bits_as_on_a_disk_after_a_kill_too(corpus, on_disk, server):
+  assert pretrain(corpus, "gs://bucket/run", num_steps=13, kill=True) == on_disk[13]
+  step, _, journal, versions, num_lines = on_disk[13]
+  assert (step, list(journal.entries), num_lines) == (13, [0, 6, 9, 12], 13)
+  assert versions[0] > 1  # old ones were deleted, with all that was below them
+  found = {int(name.split("/")[2]) for name in server.names("bucket", "run/index/")}
+  assert found == set(versions)
+  assert load(RunDir("gs://bucket/run"), versions[-1], PassageStore(corpus)).params_step == 13
+
+
+def test_one_in_twenty_requests_fails(corpus, on_disk, server):
+  server.faults = Faults(seed=1, rate=0.05, delays=(0.1, 0.5))
+  assert pretrain(corpus, "gs://bucket/run", num_steps=7) == on_disk[7]
+  assert set(server.faults.count) == set(Faults.KINDS)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(3))
+def test_delays_of_up_to_30_seconds(corpus, on_disk, server, seed):
+  server.faults = Faults(seed=seed, rate=0.05, delays=(0.1, 30.0))
+  assert pretrain(corpus, "gs://bucket/run", num_steps=13, kill=True, timeout=1800) == on_disk[13]
+
+
+def test_an_answer_that_is_lost_makes_no_second_owner(server):
+  """Of writers whose requests are answered in vain, each learns whether it was the first."""
+  server.faults = Faults(seed=2, rate=0.5, delays=(0.01, 0.02))
+  files = RunDir("gs://bucket/run").files
+  with concurrent.futures.ThreadPoolExecutor(4) as pool:
+    for race in range(3):
+      path = RunDir("gs://bucket/run").adoption(race)
+      won = list(pool.map(lambda writer: files.create(path, f"writer {writer}"), range(4)))  # noqa: B023
+      assert won.count(True) == 1
+      assert files.read(path) == f"writer {won.index(True)}".encode()
+
+
+def test_a_corpus_in_a_bucket_is_copied_once(corpus, server, tmp_path, monkeypatch):
+  monkeypatch.setenv("REALM_CACHE", str(tmp_path))
+  with pytest.raises(FileNotFoundError, match="^no corpus at gs://bucket/corpus "):
+    PassageStore("gs://bucket/corpus")
+  run_dir = RunDir("gs://bucket")
+  for path in corpus.iterdir():
+    (run_dir.path / "corpus" / path.name).write_bytes(path.read_bytes())
+  store = PassageStore("gs://bucket/corpus")
+  store.verify()
+  here = PassageStore(corpus)
+  assert (store.content_digest, store.body(7)) == (here.content_digest, here.body(7))
+  reads = server.requests["read"]
+  assert PassageStore("gs://bucket/corpus").path == store.path
+  assert server.requests["read"] - reads <= 2  # corpus.json alone
+  assert [p.name for p in (tmp_path / "corpora").iterdir()] == [store.content_digest]
