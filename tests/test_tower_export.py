@@ -9,7 +9,7 @@ import pytest
 
 from realm_jax.index.digest import tree_digest
 from realm_jax.index.run_dir import RunDir
-from realm_jax.index.tower_export import DamagedExport, TowerReader, TowerWriter
+from realm_jax.index.tower_export import DamagedExport, TowerWriter, read_export
 
 
 def make_params(step):
@@ -30,32 +30,30 @@ def write(run_dir, *steps):
 def test_round_trip(tmp_path):
   run_dir = RunDir(tmp_path)
   write(run_dir, 0, 20)
-  reader = TowerReader(run_dir)
-  assert reader.steps() == [0, 20]
+  assert run_dir.export_steps() == [0, 20]
   for step in (0, 20):
-    export = reader.read(step, ABSTRACT)
+    export = read_export(run_dir, step, ABSTRACT)
     assert export.step == step
     assert export.digest == tree_digest(make_params(step)) == tree_digest(export.params)
     np.testing.assert_array_equal(export.params["encoder"]["kernel"], make_params(step)["encoder"]["kernel"])
 
 
 def test_nothing_is_there_before_the_trainer(tmp_path):
-  assert TowerReader(RunDir(tmp_path / "absent")).steps() == []
+  assert RunDir(tmp_path / "absent").export_steps() == []
 
 
 def test_a_reader_sees_what_comes_later(tmp_path):
   run_dir = RunDir(tmp_path)
   write(run_dir, 0)
-  reader = TowerReader(run_dir)
-  assert reader.steps() == [0]
+  assert run_dir.export_steps() == [0]
   write(run_dir, 20)
-  assert reader.steps() == [0, 20]
-  assert reader.read(20, ABSTRACT).params["bias"][0] == 20
+  assert run_dir.export_steps() == [0, 20]
+  assert read_export(run_dir, 20, ABSTRACT).params["bias"][0] == 20
 
 
 def test_the_newest_three_are_kept(tmp_path):
   write(RunDir(tmp_path), 0, 10, 20, 30, 40)
-  assert TowerReader(RunDir(tmp_path)).steps() == [20, 30, 40]
+  assert RunDir(tmp_path).export_steps() == [20, 30, 40]
 
 
 def test_a_replayed_step_is_no_error_and_changes_nothing(tmp_path):
@@ -65,7 +63,7 @@ def test_a_replayed_step_is_no_error_and_changes_nothing(tmp_path):
   write(run_dir, 0, 10, 20, 40)  # 10: a checkpoint between two exports
   assert {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*") if p.is_file()} == written
   write(run_dir, 60)
-  assert TowerReader(run_dir).steps() == [20, 40, 60]
+  assert run_dir.export_steps() == [20, 40, 60]
 
 
 def test_a_damaged_array_is_refused(tmp_path):
@@ -73,17 +71,16 @@ def test_a_damaged_array_is_refused(tmp_path):
   write(run_dir, 20)
   manifest = next((tmp_path / "retriever/20/manifest").glob("metadata"))
   manifest.write_text(manifest.read_text().replace(tree_digest(make_params(20)), "0" * 32))
-  reader = TowerReader(run_dir)
-  assert reader.steps() == [20]
+  assert run_dir.export_steps() == [20]
   with pytest.raises(DamagedExport) as error:
-    reader.read(20, ABSTRACT)
+    read_export(run_dir, 20, ABSTRACT)
   assert str(error.value) == (
     f"{tmp_path}/retriever/20 is damaged: its digest is {tree_digest(make_params(20))}, "
     f"written was {'0' * 32}; the next export replaces it"
   )
   # A trainer that comes to the step again writes it again, and others stay as they are.
   write(run_dir, 20)
-  assert reader.read(20, ABSTRACT).digest == tree_digest(make_params(20))
+  assert read_export(run_dir, 20, ABSTRACT).digest == tree_digest(make_params(20))
 
 
 def test_flipped_bits_in_array_files_are_refused(tmp_path):
@@ -93,29 +90,27 @@ def test_flipped_bits_in_array_files_are_refused(tmp_path):
     (p for p in (tmp_path / "retriever/20/params").rglob("*") if p.is_file()), key=lambda p: p.stat().st_size
   )
   content = largest.read_bytes()
-  reader = TowerReader(run_dir)
-  assert reader.steps() == [20]
+  assert run_dir.export_steps() == [20]
   for position in np.linspace(len(content) * 0.2, len(content) * 0.8, 6).astype(int):
     damaged = bytearray(content)
     damaged[position] ^= 4
     largest.write_bytes(bytes(damaged))
     with pytest.raises(DamagedExport):
-      reader.read(20, ABSTRACT)
+      read_export(run_dir, 20, ABSTRACT)
   largest.write_bytes(content)
-  assert reader.read(20, ABSTRACT).digest == tree_digest(make_params(20))
+  assert read_export(run_dir, 20, ABSTRACT).digest == tree_digest(make_params(20))
 
 
 def test_a_missing_file_is_damage_and_a_deleted_step_is_not(tmp_path):
   run_dir = RunDir(tmp_path)
   write(run_dir, 10, 20)
-  reader = TowerReader(run_dir)
-  assert reader.steps() == [10, 20]
+  assert run_dir.export_steps() == [10, 20]
   shutil.rmtree(tmp_path / "retriever/20/params")
   with pytest.raises(DamagedExport, match=r"^.*/retriever/20 is damaged \(.*\); the next export replaces it$"):
-    reader.read(20, ABSTRACT)
+    read_export(run_dir, 20, ABSTRACT)
   shutil.rmtree(tmp_path / "retriever/10")
   with pytest.raises(FileNotFoundError):
-    reader.read(10, ABSTRACT)
+    read_export(run_dir, 10, ABSTRACT)
 
 
 def test_a_damaged_export_below_the_newest_is_written_again(tmp_path):
@@ -126,9 +121,8 @@ def test_a_damaged_export_below_the_newest_is_written_again(tmp_path):
   assert writer.write(10, make_params(10)) == tree_digest(make_params(10))
   writer.close()
   assert lines == ["the export of step 10 was damaged, or made by other arithmetic: it is written again"]
-  reader = TowerReader(run_dir)
-  assert reader.steps() == [10, 20]
-  assert reader.read(10, ABSTRACT).digest == tree_digest(make_params(10))
+  assert run_dir.export_steps() == [10, 20]
+  assert read_export(run_dir, 10, ABSTRACT).digest == tree_digest(make_params(10))
 
 
 def test_digests_are_known_as_long_as_the_export_is_there(tmp_path):
@@ -149,4 +143,4 @@ def test_parameters_that_are_not_finite_are_not_exported(tmp_path, value):
   ):
     writer.write(10, params)
   writer.close()
-  assert TowerReader(RunDir(tmp_path)).steps() == []
+  assert RunDir(tmp_path).export_steps() == []

@@ -17,7 +17,7 @@ from realm_jax.index.digest import is_finite
 from realm_jax.index.embed import embed_passages
 from realm_jax.index.run_dir import RunDir
 from realm_jax.index.snapshot import Slice, SnapshotError
-from realm_jax.index.tower_export import DamagedExport, Export, TowerReader
+from realm_jax.index.tower_export import DamagedExport, Export, read_export
 from realm_jax.model.retriever import Tower
 
 
@@ -164,19 +164,18 @@ def follow(
   Returns:
     How many snapshots it published.
   """
-  reader = TowerReader(run_dir)
   left_out: set[int] = set()
   num_published = 0
   published_step = refresher.published_step()
   deadline = time.monotonic() + timeout
   while True:
     is_done = run_dir.is_done()  # read before the parameters: after DONE no newer ones come
-    steps = reader.steps()
+    steps = run_dir.export_steps()
     unpublished = [s for s in steps if (published_step is None or s > published_step) and s not in left_out]
     if unpublished:
       step = unpublished[0 if in_order else -1]
       try:
-        export = reader.read(step, abstract_params)
+        export = read_export(run_dir, step, abstract_params)
       except FileNotFoundError:  # deleted by the trainer, which has newer ones
         continue
       except DamagedExport as error:  # training may go on, and the next export be whole

@@ -62,11 +62,11 @@ class RunDir:
 
   def checkpoint_steps(self) -> list[int]:
     """Steps whose checkpoints are whole, ascending."""
-    steps = self._numbers(self.checkpoints)
-    if not self.is_bucket:
-      return steps
-    # Nothing can be moved into its place there: Orbax writes this object last.
-    return [s for s in steps if self.files.read(self.checkpoints / str(s) / "commit_success.txt") is not None]
+    return self._committed_by_orbax(self.checkpoints)
+
+  def export_steps(self) -> list[int]:
+    """Steps whose exported parameters are whole, ascending."""
+    return self._committed_by_orbax(self.retriever)
 
   def set_aside(self, path: epath.Path) -> epath.Path:
     """Moves something damaged out of the way, into `damaged/`, and returns where it is."""
@@ -88,6 +88,13 @@ class RunDir:
     """The config that the trainer stored; waits up to `timeout` seconds for it."""
     what = f"config.json in {self.path}: start realm train with this --workdir, or check the path"
     return json.loads(wait_for(lambda: self.files.read(self.config), timeout, what))
+
+  def _committed_by_orbax(self, directory: epath.Path) -> list[int]:
+    steps = self._numbers(directory)
+    if not self.is_bucket:
+      return steps
+    # Nothing can be moved into its place there: Orbax writes this object last.
+    return [s for s in steps if self.files.read(directory / str(s) / "commit_success.txt") is not None]
 
   def _numbers(self, directory: epath.Path) -> list[int]:
     """Names in a directory that are numbers, ascending; scratch names of writers are not."""

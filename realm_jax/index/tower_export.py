@@ -30,7 +30,8 @@ class TowerWriter:
 
   def __init__(self, run_dir: RunDir, *, log: Callable[[str], None] = print):
     self._manager = ocp.CheckpointManager(
-      run_dir.retriever, options=ocp.CheckpointManagerOptions(max_to_keep=_KEPT, create=True)
+      run_dir.retriever,
+      options=ocp.CheckpointManagerOptions(max_to_keep=_KEPT, create=True, cleanup_tmp_directories=True),
     )
     self._log = log
     self._digests: dict[int, str] = {}  # of this life
@@ -102,50 +103,27 @@ class TowerWriter:
       return False
 
 
-class TowerReader:
-  """The indexer's side."""
+def read_export(run_dir: RunDir, step: int, abstract_params: Any) -> Export:
+  """The indexer's side: restores a step of `run_dir.export_steps()`.
 
-  def __init__(self, run_dir: RunDir):
-    self._run_dir = run_dir
-    self._manager: ocp.CheckpointManager | None = None
-
-  def steps(self) -> list[int]:
-    """The steps whose exports are whole, ascending."""
-    if not self._run_dir.retriever.exists():
-      return []
-    if self._manager is None:
-      self._manager = ocp.CheckpointManager(
-        self._run_dir.retriever, options=ocp.CheckpointManagerOptions(read_only=True)
-      )
-    else:
-      self._manager.reload()
-    return sorted(self._manager.all_steps())
-
-  def read(self, step: int, abstract_params: Any) -> Export:
-    """Restores a step.
-
-    Raises:
-      DamagedExport: its bits are not what the trainer wrote.
-      FileNotFoundError: the trainer has deleted it meanwhile; newer ones exist.
-    """
-    assert self._manager is not None, "steps() comes first"
-    where = f"{self._run_dir.retriever}/{step}"
-    try:
-      item = self._manager.restore(
-        step,
-        args=ocp.args.Composite(params=ocp.args.StandardRestore(abstract_params), manifest=ocp.args.JsonRestore()),
-      )
-      digest = item["manifest"]["digest"]
-    except Exception as error:  # whatever a damaged file makes Orbax raise
-      if step not in self.steps():
-        raise FileNotFoundError(where) from error
-      raise DamagedExport(f"{where} is damaged ({_first_line(error)}); the next export replaces it") from error
-    found = tree_digest(item["params"])
-    if digest != found:
-      raise DamagedExport(
-        f"{where} is damaged: its digest is {found}, written was {digest}; the next export replaces it"
-      )
-    return Export(step, found, item["params"])
+  Raises:
+    DamagedExport: its bits are not what the trainer wrote.
+    FileNotFoundError: the trainer has deleted it meanwhile; newer ones exist.
+  """
+  where = run_dir.retriever / str(step)
+  try:
+    with ocp.StandardCheckpointer() as checkpointer:
+      params = checkpointer.restore(where / "params", abstract_params)
+    with ocp.Checkpointer(ocp.JsonCheckpointHandler()) as checkpointer:
+      digest = checkpointer.restore(where / "manifest")["digest"]
+  except Exception as error:  # whatever a damaged file makes Orbax raise
+    if step not in run_dir.export_steps():
+      raise FileNotFoundError(where) from error
+    raise DamagedExport(f"{where} is damaged ({_first_line(error)}); the next export replaces it") from error
+  found = tree_digest(params)
+  if digest != found:
+    raise DamagedExport(f"{where} is damaged: its digest is {found}, written was {digest}; the next export replaces it")
+  return Export(step, found, params)
 
 
 def _first_line(error: Exception) -> str:

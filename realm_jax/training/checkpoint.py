@@ -26,7 +26,8 @@ class Checkpoints:
   def __init__(self, run_dir: RunDir, *, keep: int, every: int = 1, log: Callable[[str], None] = print):
     self._run_dir, self._every, self._log = run_dir, every, log
     self._manager = ocp.CheckpointManager(
-      run_dir.checkpoints, options=ocp.CheckpointManagerOptions(max_to_keep=keep, create=True)
+      run_dir.checkpoints,
+      options=ocp.CheckpointManagerOptions(max_to_keep=keep, create=True, cleanup_tmp_directories=True),
     )
     self._first_due: float | None = None
 
