@@ -152,7 +152,7 @@ def measure_start(corpus: pathlib.Path, run: pathlib.Path, num_steps: int) -> di
   return seconds
 
 
-def kill(victim: str, number: int, seed: int, *, num_steps: int = 40, life: float = 1.5, directory=None) -> dict:
+def kill(victim: str, number: int, seed: int, *, num_steps: int = 100, life: float = 1.5, directory=None) -> dict:
   """Runs, each compared with a calm one, until so many kills are made; returns what was counted."""
   root = pathlib.Path(directory or tempfile.mkdtemp(prefix="realm-faults-"))
   corpus = root / "corpus"
