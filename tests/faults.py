@@ -47,6 +47,7 @@ EXPORT_EVERY = 4
 FLAGS = [
     "--config.init=", f"--config.index.export_every={EXPORT_EVERY}", "--config.index.sync=True",
     "--config.num_passages=3", "--config.checkpoint.every=10", "--config.checkpoint.keep=2", "--config.index.keep=2",
+    "--config.index.timeout=3600.0",
 ]  # fmt: skip
 
 
