@@ -36,7 +36,14 @@ def _attend(query: jax.Array, key: jax.Array, value: jax.Array, is_token: jax.Ar
   # As large as divides the length: at 512 a block of float32 weights takes 1 MB of the 16 MB or more of VMEM.
   block = next(size for size in (512, 384, 256, 128) if padded_length % size == 0)
   mask = splash_attention.MultiHeadMask([splash_attention.FullMask((padded_length, padded_length))] * num_heads)
-  block_sizes = splash_attention.BlockSizes(*[block] * 8)
+  block_sizes = splash_attention.BlockSizes(
+    block_q=block,
+    block_kv=block,
+    block_q_dkv=block,
+    block_kv_dkv=block,
+    block_q_dq=block,
+    block_kv_dq=block,
+  )
   padding = ((0, 0), (0, padded_length - length))
   query, key, value = (
     jnp.pad(x, (*padding, (0, 0), (0, 0))).swapaxes(1, 2) for x in (query * head_size**-0.5, key, value)
