@@ -4,8 +4,8 @@ r"""Will it fit, and how fast can it be: compiles a config's step for a TPU slic
   realm plan --config=configs/pretrain.py --topology=v4-64 --config.model.dtype=bfloat16 --config.model.remat=True
 
 Needs the libtpu wheel (pip install "jax[tpu]") and minutes, not the corpus: without --config.corpus it takes the sizes
-of the paper's. Prints what a chip holds, by kind, what it computes, reads and sends in a step, the time that this takes
-at least, and the largest batch that fits; advice, if the step doesn't.
+of the paper's. Prints what a chip holds, by kind, what it computes, reads and sends in a step, an estimate of the time
+that this takes, and the largest batch that fits; advice, if the step doesn't.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def define_flags(values: flags.FlagValues) -> None:
   flags.DEFINE_string(
     "topology", None, "A slice, as v5e-64, or a grid of chips, as v5e:8x8.", required=True, flag_values=values
   )
-  flags.DEFINE_bool("largest", True, "Find the largest batch: compiles a second time.", flag_values=values)
+  flags.DEFINE_bool("largest", True, "Estimate the largest batch: compiles a second time.", flag_values=values)
   flags.DEFINE_integer(
     "num_passages", 13_353_718, "Passages, where config.corpus is not given.", lower_bound=1, flag_values=values
   )

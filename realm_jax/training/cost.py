@@ -1,4 +1,4 @@
-"""The arithmetic of a step, counted from the config, and the time that a chip needs at least for what it was given."""
+"""The arithmetic of a step, counted from the config, and the time that a chip takes for what it is given."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def uses_fused_attention(config: ConfigDict) -> bool:
 
 
 class StepTime(NamedTuple):
-  """Seconds that a chip needs at least for each of what it does at the same time."""
+  """Seconds for each of what a chip does at the same time, at the peaks of its data sheet."""
 
   arithmetic: float
   memory: float
@@ -89,10 +89,14 @@ class StepTime(NamedTuple):
 
   @property
   def seconds(self) -> float:
-    """A lower bound: all is hidden behind what takes longest, at the peaks of the data sheet."""
+    """An estimate: all is hidden behind what takes longest."""
     return max(self)
 
 
 def step_time(chip: Chip, flops: float, num_bytes: float, num_bytes_sent: float) -> StepTime:
-  """From what one chip computes, reads and writes in its memory, and sends to other chips, in a step."""
+  """From what one chip computes, reads and writes, and sends to other chips, in a step.
+
+  The compiler's count of bytes includes what stays in on-chip memory, so that it may take the chip's memory for the
+  bound where it is not.
+  """
   return StepTime(flops / chip.flops, num_bytes / chip.hbm_bandwidth, num_bytes_sent / chip.ici_bandwidth)

@@ -15,15 +15,15 @@ def describe(plan: Plan) -> str:
   config, num_chips = plan.config, plan.topology.num_chips
   lines = [
     f"{config.stage} on {plan.topology.name}: {num_chips} chips, {plan.batch} of {config.batch_size} queries on each",
-    "Compiled, not run: times are lower bounds, from the peaks of the data sheet.",
+    "Compiled, not run: the times are estimates, at the peaks of the data sheet.",
     "",
     *_memory_lines(plan),
   ]
   if plan.step is None:
     return "\n".join([*lines, "", "It does not fit. What makes it smaller:", *[f"  {x}" for x in advice(plan)]])
   lines += ["", *_time_lines(plan, plan.step), "", *_collective_lines(plan.step.collectives)]
-  if plan.largest:
-    lines += ["", f"largest batch a chip: {_largest(plan)}"]
+  if plan.largest is not None:
+    lines += ["", f"largest batch: about {plan.largest} queries a chip, {plan.largest * num_chips:,} in all"]
   return "\n".join(lines)
 
 
@@ -38,9 +38,9 @@ def advice(plan: Plan) -> list[str]:
     )
   if not model.remat:
     result.append("--config.model.remat=True: keeps the layers' inputs only, for a third more arithmetic")
-  if plan.largest and plan.largest.estimated:
-    batch_size = plan.largest.estimated * plan.topology.num_chips
-    result.append(f"--config.batch_size={batch_size}: {_largest(plan)} queries a chip fit as it is")
+  if plan.largest:
+    batch_size = plan.largest * plan.topology.num_chips
+    result.append(f"--config.batch_size={batch_size}: about {plan.largest} queries a chip fit as it is")
   result.append("--topology=...: a slice of more chips, or of chips with more memory")
   return result
 
@@ -71,17 +71,18 @@ def _time_lines(plan: Plan, step: Step) -> list[str]:
   kernels = f", {work.kernel / plan.topology.num_chips / 1e12:.1f} of it in attention kernels" if work.kernel else ""
   hours = time.seconds * plan.config.num_steps / 3600
   counted = step.compiled_flops * plan.topology.num_chips / work.compiled - 1
+  traffic = f"{_gigabytes(step.num_bytes)} read and written, what stays on the chip included"
   rows = [
     ("arithmetic", time.arithmetic, f"{step.flops / 1e12:.1f} TFLOP{kernels}; {chip.flops / 1e12:.0f} TFLOP/s"),
-    ("memory", time.memory, f"{_gigabytes(step.num_bytes)} read and written; {chip.hbm_bandwidth / 1e9:.0f} GB/s"),
+    ("memory", time.memory, f"{traffic}; {chip.hbm_bandwidth / 1e9:.0f} GB/s"),
     ("interconnect", time.interconnect, f"{_gigabytes(sent)} sent; {chip.ici_bandwidth / 1e9:.0f} GB/s"),
   ]
   return [
     "a step, on each chip",
     *[f"  {name:<13}{_seconds(seconds):>10}  {what}" for name, seconds, what in rows],
-    f"  {'at least':<13}{_seconds(time.seconds):>10}  bound by {time.bound}; {hours:,.1f} hours for "
+    f"  {'estimate':<13}{_seconds(time.seconds):>10}  bound by {time.bound}; {hours:,.1f} hours for "
     f"{plan.config.num_steps:,} steps",
-    f"  of the arithmetic {needed / 1e12:.1f} TFLOP are needed: MFU {needed / chip.flops / time.seconds:.0%} at most",
+    f"  of the arithmetic {needed / 1e12:.1f} TFLOP are needed: an MFU of {needed / chip.flops / time.seconds:.0%}",
     f"  (the compiler counts {abs(counted):.1%} {'more' if counted >= 0 else 'less'} than the matrix products of the "
     "config)",
   ]
@@ -100,14 +101,6 @@ def _collective_lines(collectives: Sequence[Collective]) -> list[str]:
       f"  {kind:<18} {what:<10}{_gigabytes(sum(sizes)):>10} in {len(sizes)}, the largest {_size(max(sizes))}"
     )
   return lines
-
-
-def _largest(plan: Plan) -> str:
-  assert plan.largest
-  compiled, estimated = plan.largest
-  if not estimated:
-    return "not even 1"
-  return f"about {estimated}" + (f" ({compiled} compiled and fit)" if compiled else "")
 
 
 def _gigabytes(num_bytes: float) -> str:

@@ -48,17 +48,6 @@ class Step(NamedTuple):
   time: StepTime
 
 
-class LargestBatch(NamedTuple):
-  """Queries on one chip.
-
-  compiled: the largest number that was compiled and fits; 0 if none was.
-  estimated: by a straight line through the memory that two compilations needed.
-  """
-
-  compiled: int
-  estimated: int
-
-
 class Plan(NamedTuple):
   config: ConfigDict
   topology: Topology
@@ -68,7 +57,7 @@ class Plan(NamedTuple):
   available: float  # bytes of memory on one chip
   work: Work  # of all chips together
   step: Step | None  # None: the step doesn't fit
-  largest: LargestBatch | None  # None: not looked for
+  largest: int | None  # queries that fit on one chip, estimated; None: not looked for
 
 
 def make_plan(
@@ -80,7 +69,7 @@ def make_plan(
   finds_largest: bool = True,
   log: Callable[[str], None] = print,
 ) -> Plan:
-  """Compiles the config's step for a slice, and once more to find the largest batch; minutes for each.
+  """Compiles the config's step for a slice, and once more to estimate the largest batch; minutes for each.
 
   Raises:
     ValueError: the devices don't suit the config.
@@ -93,7 +82,7 @@ def make_plan(
   if finds_largest:
 
     def measure(candidate: int) -> Memory:
-      log(f"compiling for {candidate} queries a chip, to find the largest batch ...")
+      log(f"compiling for {candidate} queries a chip, to estimate the largest batch ...")
       other = config.copy_and_resolve_references()
       other.batch_size = candidate * topology.num_chips
       return _measure(other, corpus, devices, chip)[0]
@@ -103,31 +92,22 @@ def make_plan(
   return Plan(config, topology, corpus, batch, memory, chip.hbm, work, step, largest)
 
 
-def find_largest_batch(
-  batch: int, memory: Memory, available: float, measure: Callable[[int], Memory]
-) -> LargestBatch:  # fmt: skip
-  """Two points make a line: memory at the batch asked for, and at one close to the largest.
+def find_largest_batch(batch: int, memory: Memory, available: float, measure: Callable[[int], Memory]) -> int:
+  """The number of queries at which a straight line through two compilations reaches the memory that there is.
+
+  The second one is of half as many queries: near the limit the compiler takes long, for it begins to economise.
 
   Args:
     batch, memory: queries on one chip, and what they need.
     available: bytes on one chip.
     measure: the memory for another number of queries.
   """
-  free = available - (memory.total - memory.activations)
-  # For a first guess the gradients, in the parameters' size and type, are all that doesn't grow with the batch.
-  slope = max(memory.activations - memory.parameters, memory.activations / 2) / batch
-  guess = max(1, int((free - memory.parameters) / slope))
-  guess = guess if guess != batch else max(1, batch - 1) if memory.total > available else batch + 1
-  if guess == batch:  # a single query is too much
-    return LargestBatch(0, 0)
-  other = measure(guess)
-  fitting = max([b for b, m in ((batch, memory), (guess, other)) if m.total <= available], default=0)
-  slope = (other.activations - memory.activations) / (guess - batch)
+  other = batch // 2 or 2
+  slope = (memory.activations - measure(other).activations) / (batch - other)
+  free = available - memory.total
   if slope <= 0:  # so few queries that they don't count
-    return LargestBatch(fitting, fitting)
-  estimated = int(batch + (free - memory.activations) / slope)
-  too_large = min([b for b, m in ((batch, memory), (guess, other)) if m.total > available], default=estimated + 1)
-  return LargestBatch(fitting, max(fitting, min(estimated, too_large - 1), 0))
+    return batch if free >= 0 else 0
+  return max(0, int(batch + free / slope))
 
 
 def _measure(config: ConfigDict, corpus: CorpusSize, devices: Sequence[jax.Device], chip: Chip):
