@@ -52,7 +52,7 @@ memory of a chip
 
 a step, on each chip
   arithmetic     174.0 ms  34.3 TFLOP, 3.9 of it in attention kernels; 197 TFLOP/s
-  memory         290.6 ms  238.00 GB read and written, what stays on the chip included; 819 GB/s
+  memory         290.6 ms  238.00 GB read and written; 819 GB/s
   interconnect     1.2 ms  0.25 GB sent; 200 GB/s
   estimate       290.6 ms  bound by memory; 16.1 hours for 200,000 steps
   of the arithmetic 24.0 TFLOP are needed: an MFU of 42%

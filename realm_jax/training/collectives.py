@@ -10,7 +10,8 @@ from typing import NamedTuple
 Shape = tuple[int, ...]
 
 _BITS = {"pred": 8, "token": 0, "bf16": 16}
-_ARRAY = re.compile(r"\b(pred|bf16|[sufc]\d+|f8\w+|token)\[([\d,]*)\]")
+# Type, dimensions and layout of an array.
+ARRAY = re.compile(r"\b(pred|bf16|[sufc]\d+|f8\w+|token)\[([\d,]*)\](?:\{([^}]*)\})?")
 _COLLECTIVE = re.compile(
   r"^\s*(?:ROOT )?%?[\w.-]+ = (?P<result>\(?.*?\)?) "
   r"(?P<kind>all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute|collective-broadcast|ragged-all-to-all)"
@@ -54,24 +55,27 @@ def find_collectives(text: str, num_devices: int, is_parameter: Callable[[Shape]
     if not match:
       continue
     kind, group_size = match["kind"], _group_size(line, num_devices)
-    arrays = _ARRAY.findall(match["result"])
+    arrays = ARRAY.findall(match["result"])
     if match["start"] and kind in ("all-gather", "collective-permute"):  # what goes in, what comes out, and more
       arrays = arrays[len(arrays) // 2 :] if kind == "all-gather" else arrays[1:2]
-    num_bytes = num_gradient_bytes = 0
-    for dtype, dimensions in arrays:
-      shape = tuple(int(n) for n in dimensions.split(",") if n)
-      size = math.prod(shape) * _bits(dtype) // 8
-      num_bytes += size
-      if kind in ("all-reduce", "reduce-scatter") and is_parameter(shape):
-        num_gradient_bytes += size
-    if kind == "reduce-scatter":
-      num_bytes, num_gradient_bytes = num_bytes * group_size, num_gradient_bytes * group_size
-    found.append(Collective(kind, num_bytes, num_gradient_bytes, group_size))
+    total = of_gradients = 0
+    for dtype, dimensions, _ in arrays:
+      size = num_bytes(dtype, dimensions) * (group_size if kind == "reduce-scatter" else 1)
+      total += size
+      if kind in ("all-reduce", "reduce-scatter") and is_parameter(_shape(dimensions)):
+        of_gradients += size
+    found.append(Collective(kind, total, of_gradients, group_size))
   return found
 
 
-def _bits(dtype: str) -> int:
-  return _BITS[dtype] if dtype in _BITS else int(re.findall(r"\d+", dtype)[0])
+def num_bytes(dtype: str, dimensions: str) -> int:
+  """Of an array of such a type, "bf16", and dimensions, "8,128"."""
+  bits = _BITS[dtype] if dtype in _BITS else int(re.findall(r"\d+", dtype)[0])
+  return math.prod(_shape(dimensions)) * bits // 8
+
+
+def _shape(dimensions: str) -> Shape:
+  return tuple(int(n) for n in dimensions.split(",") if n)
 
 
 def _group_size(line: str, num_devices: int) -> int:

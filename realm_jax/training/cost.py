@@ -94,9 +94,5 @@ class StepTime(NamedTuple):
 
 
 def step_time(chip: Chip, flops: float, num_bytes: float, num_bytes_sent: float) -> StepTime:
-  """From what one chip computes, reads and writes, and sends to other chips, in a step.
-
-  The compiler's count of bytes includes what stays in on-chip memory, so that it may take the chip's memory for the
-  bound where it is not.
-  """
+  """From what one chip computes, reads and writes in its memory, and sends to other chips, in a step."""
   return StepTime(flops / chip.flops, num_bytes / chip.hbm_bandwidth, num_bytes_sent / chip.ici_bandwidth)

@@ -71,7 +71,7 @@ def _time_lines(plan: Plan, step: Step) -> list[str]:
   kernels = f", {work.kernel / plan.topology.num_chips / 1e12:.1f} of it in attention kernels" if work.kernel else ""
   hours = time.seconds * plan.config.num_steps / 3600
   counted = step.compiled_flops * plan.topology.num_chips / work.compiled - 1
-  traffic = f"{_gigabytes(step.num_bytes)} read and written, what stays on the chip included"
+  traffic = f"{_gigabytes(step.num_bytes)} read and written"
   rows = [
     ("arithmetic", time.arithmetic, f"{step.flops / 1e12:.1f} TFLOP{kernels}; {chip.flops / 1e12:.0f} TFLOP/s"),
     ("memory", time.memory, f"{traffic}; {chip.hbm_bandwidth / 1e9:.0f} GB/s"),

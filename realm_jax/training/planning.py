@@ -20,6 +20,7 @@ from realm_jax.training.abstract_step import (
 from realm_jax.training.collectives import Collective, Shape, find_collectives
 from realm_jax.training.cost import StepTime, Work, step_time, step_work
 from realm_jax.training.topology import Chip, Topology
+from realm_jax.training.traffic import memory_traffic
 
 
 @dataclasses.dataclass(frozen=True)
@@ -130,7 +131,7 @@ def _measure(config: ConfigDict, corpus: CorpusSize, devices: Sequence[jax.Devic
   )
   work = step_work(config, corpus.vocab_size, corpus.passage_length)
   flops = n * cost["flops"] + work.kernel / len(devices) * n
-  num_bytes = n * cost["bytes accessed"]
+  num_bytes = n * memory_traffic(text)
   collectives = find_collectives(text, len(devices), parameter_shapes(config, lowered))
   time = step_time(chip, flops, num_bytes, n * sum(c.num_bytes_sent for c in collectives))
   return memory, Step(flops, n * cost["flops"], num_bytes, collectives, time)
