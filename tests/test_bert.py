@@ -10,7 +10,6 @@ from scipy.special import log_softmax, softmax
 from scipy.stats import norm
 
 from realm_jax.batch import Packed
-from realm_jax.model import splash
 from realm_jax.model.bert import Bert, MaskedWordHead
 
 SIZES = {"vocab_size": 23, "hidden_size": 12, "num_layers": 2, "num_heads": 3, "mlp_size": 20, "max_length": 9}
@@ -226,7 +225,7 @@ def loss_and_grads(params, packed, **options):
   "attention",
   [
     "xla",
-    "splash",  # on a CPU in Pallas' interpreter
+    "splash",  # on a CPU by XLA; the kernel itself has tests in test_splash.py
     pytest.param("cudnn", marks=pytest.mark.skipif(jax.default_backend() != "gpu", reason="cuDNN needs a GPU")),
   ],
 )
@@ -248,23 +247,6 @@ def test_fused_attention_gives_way_to_dropout(params):
   naive, fused = (loss_and_grads(params, packed, dropout_rate=0.5, attention=name)[0] for name in ("naive", "xla"))
   assert naive == fused
   assert abs(naive - loss_and_grads(params, packed, dropout_rate=0.0, attention="xla")[0]) > 1
-
-
-def test_splash_attention_of_padding_and_odd_lengths():
-  """Rows of padding alone, and a length of two blocks: NaN nowhere, and padding has no say."""
-  rng = np.random.default_rng(0)
-  query, key, value = (rng.normal(size=(3, 130, 2, 4)).astype(np.float32) for _ in range(3))
-  is_token = np.arange(130) < np.array([[130], [3], [0]])
-  attend = jax.jit(splash.attend)
-  context = np.asarray(attend(query, key, value, is_token))
-  for row, num_tokens in enumerate((130, 3)):
-    for head in range(2):
-      logit = query[row, :, head] @ key[row, :num_tokens, head].T / 2
-      expected = softmax(logit, -1) @ value[row, :num_tokens, head]
-      np.testing.assert_allclose(context[row, :, head], expected, rtol=0, atol=1e-6)
-  assert np.isfinite(context).all()
-  other = np.where(is_token[..., None, None], value, 9)
-  np.testing.assert_array_equal(np.asarray(attend(query, key, other, is_token))[:2], context[:2])
 
 
 def test_attention_has_a_dropout_rate_of_its_own(params):

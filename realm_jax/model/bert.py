@@ -22,8 +22,8 @@ class Bert(nn.Module):
   attention_dropout_rate: of the attention weights; -1: dropout_rate.
   attention: "naive", the default because nothing is faster on a CPU; an implementation of
     jax.nn.dot_product_attention: "xla", "cudnn" (GPUs, 16 bits); or "splash", the kernel that comes with JAX for TPUs
-    (elsewhere only in Pallas' interpreter). All but the first know no dropout of attention weights: where that is
-    active, attention is naive.
+    (elsewhere the same as "xla"). All but the first know no dropout of attention weights: where that is active,
+    attention is naive.
   remat: recompute each layer in the backward pass instead of keeping what is inside it.
   """
 
