@@ -68,7 +68,7 @@ split_arguments "$@"
 train=(
   train --config=configs/pretrain.py --config.corpus="$CORPUS" --config.init="$INIT" --workdir="$WORKDIR"
   --config.model.dtype=bfloat16 --config.model.attention=cudnn --config.model.attention_dropout_rate=0
-  --config.model.remat=True "${more_flags[@]}"
+  --config.model.remat=True --config.index.timeout=86400 "${more_flags[@]}"
 )
 declare -A arguments=(
   ["${names[0]}"]="$(quoted "${train[@]}")"

@@ -11,7 +11,8 @@
 #
 # Needs gcloud, logged in, with a quota, and read and write access of the machine's service account to the bucket.
 # ACCELERATOR (v5litepod-1) is its type; NAME (realm) begins its name; SPOT= rents on demand, else it is a spot machine.
-# The passages' embeddings stay as they are: the trainer makes the index itself, once, before the first step.
+# The passages' embeddings stay as they are: the trainer makes the index itself, once, before the first step, and
+# exports nothing after it.
 #
 # Cost: one v5e chip at $1.20 an hour on demand (list price in the US in 2025, typed from memory of
 # cloud.google.com/tpu/pricing: look there, and for spot prices too).
@@ -32,7 +33,8 @@ declare -A accelerators=(["${names[0]}"]="${ACCELERATOR:-v5litepod-1}")
 split_arguments "$@"
 train=(
   train --config=configs/finetune.py --config.corpus="$CORPUS" --config.init="$INIT" --config.questions="$QUESTIONS"
-  --workdir="$WORKDIR" --config.index.refresh=inline --config.model.dtype=bfloat16 "${more_flags[@]}"
+  --workdir="$WORKDIR" --config.index.refresh=inline --config.index.export_every=1000000000
+  --config.model.dtype=bfloat16 "${more_flags[@]}"
 )
 declare -A arguments=(["${names[0]}"]="$(quoted "${train[@]}")")
 main "${own_flags[@]}"

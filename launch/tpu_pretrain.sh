@@ -11,8 +11,10 @@
 #   bash launch/tpu_pretrain.sh -- --config.num_steps=100000 --config.seed=1    # more flags of realm train
 #
 # Needs gcloud, logged in, with a quota for the slices, and read and write access of their service account to the bucket.
-# TRAINER (v5litepod-64) and INDEXER (v5litepod-1: one host, for it is one process) are accelerator types; NAME (realm)
-# begins their names; SPOT= rents on demand, else they are spot: cheaper, and pre-empted at any time.
+# TRAINER (v5litepod-64) and INDEXER (v5litepod-1) are accelerator types; NAME (realm) begins their names; SPOT= rents on
+# demand, else they are spot: cheaper, and pre-empted at any time. The indexer is one process on one chip as yet: it takes
+# an hour and more for 13 million passages (694 PFLOP), where the paper's refreshed in 500 steps on 16 chips. So
+# --config.index.num_slices=8 is a good choice: an eighth of them anew at a time.
 #
 # Cost: 65 chips of v5e at $1.20 an hour each on demand are $78 an hour (list price in the US in 2025, typed from memory
 # of cloud.google.com/tpu/pricing: look there, and for spot prices too).
@@ -33,7 +35,7 @@ split_arguments "$@"
 train=(
   train --config=configs/pretrain.py --config.corpus="$CORPUS" --config.init="$INIT" --workdir="$WORKDIR"
   --config.model.dtype=bfloat16 --config.model.attention=splash --config.model.attention_dropout_rate=0
-  --config.model.remat=True "${more_flags[@]}"
+  --config.model.remat=True --config.index.timeout=86400 "${more_flags[@]}"
 )
 declare -A arguments=(
   ["${names[0]}"]="$(quoted "${train[@]}")"
