@@ -32,8 +32,8 @@ def product_flops(jaxpr):
       contracted = eqn.params["dimension_numbers"][0][0]
       lhs = eqn.invars[0].aval.shape
       total += 2 * math.prod(eqn.outvars[0].aval.shape) * math.prod(lhs[i] for i in contracted)
-    for inner in jax.core.jaxprs_in_params(eqn.params):
-      total += product_flops(inner)
+    for inner in jax.tree.leaves(list(eqn.params.values()), is_leaf=lambda x: hasattr(x, "eqns")):
+      total += product_flops(inner) if hasattr(inner, "eqns") else 0
   return total
 
 
