@@ -40,7 +40,7 @@ GCLOUD_FLAGS = {
   "compute scp": {},
 }  # fmt: skip
 
-STAND_IN = f"""#!{sys.executable}
+STAND_IN = f"""#!{sys.executable} -SE
 import json, pathlib, re, shutil, sys
 here = pathlib.Path(__file__).parent
 line = " ".join(sys.argv[1:])
