@@ -1,7 +1,8 @@
+# shellcheck shell=bash
 # Sourced by the other scripts: a virtual environment with the project in it.
 # VENV chooses its place (.venv); PYTHON the interpreter (the newest of 3.11 to 3.13).
 
-cd "$(dirname "${BASH_SOURCE[0]}")/.."
+cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit
 VENV="$(realpath -m "${VENV:-.venv}")"
 
 find_python() {

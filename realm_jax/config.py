@@ -44,6 +44,7 @@ def paper_config(stage: str) -> ConfigDict:
   model.mlp_size = 3072
   model.max_length = 512
   model.dropout_rate = 0.1
+  model.attention_dropout_rate = -1.0  # of the attention weights; -1: dropout_rate
   model.layer_norm_epsilon = 1e-12
   model.gelu_is_approximate = True  # its tanh form, as in Google's code; most BERTs at HF have the exact one
   model.retrieval_size = 128
@@ -53,7 +54,7 @@ def paper_config(stage: str) -> ConfigDict:
   model.span_hidden_size = 256
   model.max_span_width = 10
   model.dtype = "float32"  # of the arithmetic; parameters are float32
-  model.attention = "naive"  # or, where attention weights have no dropout: xla, cudnn (see model.bert.Bert)
+  model.attention = "naive"  # or, with attention_dropout_rate=0: xla, cudnn, splash (see model.bert.Bert)
   model.remat = False  # keep only the layers' inputs for the backward pass: less memory, a third more arithmetic
 
   config.query_length = 96
@@ -161,6 +162,7 @@ def _bert_arguments(model: ConfigDict, vocab_size: int) -> FrozenDict:
     mlp_size=model.mlp_size,
     max_length=model.max_length,
     dropout_rate=model.dropout_rate,
+    attention_dropout_rate=model.attention_dropout_rate,
     layer_norm_epsilon=model.layer_norm_epsilon,
     gelu_is_approximate=model.gelu_is_approximate,
     dtype=jnp.dtype(model.dtype),

@@ -225,13 +225,14 @@ def loss_and_grads(params, packed, **options):
   "attention",
   [
     "xla",
+    "splash",  # on a CPU by XLA; the kernel itself has tests in test_splash.py
     pytest.param("cudnn", marks=pytest.mark.skipif(jax.default_backend() != "gpu", reason="cuDNN needs a GPU")),
   ],
 )
 def test_fused_attention_is_attention(params, attention):
   packed = random_packed((2, 3), 7, num_tokens=[[7, 5, 2], [1, 6, 7]])
   # cuDNN takes 16 bits only.
-  dtype, rtol = (jnp.float32, 1e-5) if attention == "xla" else (jnp.bfloat16, 2e-2)
+  dtype, rtol = (jnp.bfloat16, 2e-2) if attention == "cudnn" else (jnp.float32, 1e-5)
   options = {"dropout_rate": 0.0, "dtype": dtype}
   loss, grads = loss_and_grads(params, packed, **options)
   fused_loss, fused_grads = loss_and_grads(params, packed, **options, attention=attention)
@@ -248,8 +249,21 @@ def test_fused_attention_gives_way_to_dropout(params):
   assert abs(naive - loss_and_grads(params, packed, dropout_rate=0.0, attention="xla")[0]) > 1
 
 
+def test_attention_has_a_dropout_rate_of_its_own(params):
+  """Where it is 0 the fused ones come into their own, whatever is dropped elsewhere; -1 is the rate of all."""
+  packed = random_packed((2,), 6)
+
+  def hidden(attention_dropout_rate, attention):
+    bert = Bert(**SIZES, dropout_rate=0.5, attention_dropout_rate=attention_dropout_rate, attention=attention)
+    run = jax.jit(functools.partial(bert.apply, deterministic=False))
+    return np.asarray(run({"params": params}, packed, rngs={"dropout": jax.random.key(3)}))
+
+  np.testing.assert_array_equal(hidden(-1.0, "naive"), hidden(0.5, "xla"))
+  assert np.abs(hidden(0.0, "naive") - hidden(0.0, "xla")).max() > 0.1  # which has one dropout less: other masks
+
+
 def test_an_unknown_attention_is_named(params):
-  expected = r"^model.attention='flash' is unknown; set it to one of naive, xla, cudnn"
+  expected = r"^model.attention='flash' is unknown; set it to one of naive, xla, cudnn, splash"
   with pytest.raises(ValueError, match=expected):
     Bert(**SIZES, attention="flash").apply({"params": params}, random_packed((1,), 4))
 

@@ -9,8 +9,9 @@ import jax
 import jax.numpy as jnp
 
 from realm_jax.batch import Packed
+from realm_jax.model import splash
 
-ATTENTIONS = ("naive", "xla", "cudnn")
+ATTENTIONS = ("naive", "xla", "cudnn", "splash")
 
 _init = nn.initializers.truncated_normal(0.02)
 
@@ -18,9 +19,11 @@ _init = nn.initializers.truncated_normal(0.02)
 class Bert(nn.Module):
   """Post-layer-norm transformer encoder with learned positions.
 
-  attention: "naive", the default because nothing is faster on a CPU, or an implementation of
-    jax.nn.dot_product_attention: "xla", "cudnn" (GPUs, 16 bits). Those know no dropout of attention weights: where
-    that is active, attention is naive.
+  attention_dropout_rate: of the attention weights; -1: dropout_rate.
+  attention: "naive", the default because nothing is faster on a CPU; an implementation of
+    jax.nn.dot_product_attention: "xla", "cudnn" (GPUs, 16 bits); or "splash", the kernel that comes with JAX for TPUs
+    (elsewhere the same as "xla"). All but the first know no dropout of attention weights: where that is active,
+    attention is naive.
   remat: recompute each layer in the backward pass instead of keeping what is inside it.
   """
 
@@ -31,6 +34,7 @@ class Bert(nn.Module):
   mlp_size: int
   max_length: int = 512
   dropout_rate: float = 0.1
+  attention_dropout_rate: float = -1.0
   layer_norm_epsilon: float = 1e-12
   gelu_is_approximate: bool = True  # its tanh form, as in Google's BERT; HF's BERTs were trained on with the exact one
   dtype: Any = jnp.float32
@@ -55,6 +59,7 @@ class Bert(nn.Module):
         self.num_heads,
         self.mlp_size,
         self.dropout_rate,
+        self.dropout_rate if self.attention_dropout_rate < 0 else self.attention_dropout_rate,
         self.layer_norm_epsilon,
         self.gelu_is_approximate,
         self.dtype,
@@ -88,6 +93,7 @@ class Layer(nn.Module):
   num_heads: int
   mlp_size: int
   dropout_rate: float
+  attention_dropout_rate: float
   layer_norm_epsilon: float
   gelu_is_approximate: bool
   dtype: Any
@@ -107,13 +113,13 @@ class Layer(nn.Module):
       # The softmax in float32; -1e9 and not -inf, so that a row of padding alone gives no NaN.
       logit = jnp.where(is_token[..., None, None, :], logit.astype(jnp.float32), -1e9)
       weight = jax.nn.softmax(logit).astype(self.dtype)
-      weight = nn.Dropout(self.dropout_rate)(weight, deterministic=deterministic)
+      weight = nn.Dropout(self.attention_dropout_rate)(weight, deterministic=deterministic)
       return jnp.einsum("...hqk,...khd->...qhd", weight, value)
 
     hidden_size = x.shape[-1]
     split = (*x.shape[:-1], self.num_heads, hidden_size // self.num_heads)
     query, key, value = (dense(hidden_size, name)(x).reshape(split) for name in ("query", "key", "value"))
-    has_dropout = self.dropout_rate > 0 and not deterministic
+    has_dropout = self.attention_dropout_rate > 0 and not deterministic
     if self.attention == "naive" or has_dropout:
       context = attend(query, key, value).reshape(x.shape)
     else:
@@ -126,6 +132,8 @@ class Layer(nn.Module):
 def _attend_fused(query: jax.Array, key: jax.Array, value: jax.Array, is_token: jax.Array, implementation) -> jax.Array:
   """[..., L, H, head size] -> the same; padding comes last, so that the number of tokens says where it is."""
   query, key, value = (x.reshape(-1, *x.shape[-3:]) for x in (query, key, value))
+  if implementation == "splash":
+    return splash.attend(query, key, value, is_token.reshape(-1, is_token.shape[-1]))
   num_tokens = is_token.sum(-1, dtype=jnp.int32).reshape(-1)
   return jax.nn.dot_product_attention(
     query, key, value, key_value_seq_lengths=num_tokens, implementation=implementation

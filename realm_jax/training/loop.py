@@ -19,7 +19,7 @@ from realm_jax.training.adoption import SnapshotFollower, adoption_settings
 from realm_jax.training.checkpoint import Checkpoints, Restored
 from realm_jax.training.exports import Exports
 from realm_jax.training.metrics import MetricsLog
-from realm_jax.training.optimizer import bert_optimizer
+from realm_jax.training.optimizer import configured_optimizer
 from realm_jax.training.stages import Stage, make_stage
 from realm_jax.training.start import abstract_params, initial_params
 from realm_jax.training.step import init_state, train_step
@@ -129,16 +129,7 @@ def count_tokens(batch: Any) -> int:
 
 def make_optimizer(config: ConfigDict, stage: Stage) -> optax.GradientTransformation:
   """The optimizer that a config describes for its stage."""
-  return bert_optimizer(
-    learning_rate=config.optimizer.learning_rate,
-    num_steps=config.num_steps,
-    num_warmup_steps=config.optimizer.warmup_steps,
-    weight_decay=config.optimizer.weight_decay,
-    max_grad_norm=config.optimizer.max_grad_norm,
-    corrects_bias=config.optimizer.corrects_bias,
-    retriever_scale=config.optimizer.retriever_scale,
-    frozen=stage.frozen,
-  )
+  return configured_optimizer(config, stage.frozen)
 
 
 def _start_or_resume(config, checkpoints: Checkpoints, optimizer, vocabulary: Vocabulary) -> Restored:

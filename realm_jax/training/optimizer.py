@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+from ml_collections import ConfigDict
 
 
 def warmup_steps(num_steps: int) -> int:
@@ -68,6 +69,20 @@ def bert_optimizer(
   return optax.multi_transform(
     {"trained": trained, "frozen": optax.set_to_zero()},
     lambda params: jax.tree.map(lambda is_frozen: "frozen" if is_frozen else "trained", _is_below(frozen, params)),
+  )
+
+
+def configured_optimizer(config: ConfigDict, frozen: Sequence[str]) -> optax.GradientTransformation:
+  """The optimizer that a config describes, with some parameters left as they are."""
+  return bert_optimizer(
+    learning_rate=config.optimizer.learning_rate,
+    num_steps=config.num_steps,
+    num_warmup_steps=config.optimizer.warmup_steps,
+    weight_decay=config.optimizer.weight_decay,
+    max_grad_norm=config.optimizer.max_grad_norm,
+    corrects_bias=config.optimizer.corrects_bias,
+    retriever_scale=config.optimizer.retriever_scale,
+    frozen=frozen,
   )
 
 

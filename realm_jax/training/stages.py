@@ -25,6 +25,9 @@ from realm_jax.training.objectives import (
   reading_objective,
 )
 
+# Parameters that a stage doesn't train. The passage tower made the index.
+FROZEN = {"finetune": ("passage_tower",)}
+
 
 class Stage(NamedTuple):
   """The parts that the loop is given."""
@@ -36,9 +39,22 @@ class Stage(NamedTuple):
   make_batch: Callable[[QueryBatch, Any, Snapshot | None], Any]  # queries, parameters, index -> the step's batch
 
 
+def make_objective(config: ConfigDict, vocab_size: int) -> Objective:
+  """The objective of the config's stage."""
+  retriever, reader = make_retriever(config.model, vocab_size), make_reader(config.model, vocab_size)
+  if config.stage == "ict":
+    return ict_objective(retriever)
+  if config.stage == "mlm":
+    return reading_objective(reader)
+  if config.stage == "pretrain":
+    return masked_word_objective(retriever, reader, per_example=config.marginalize_per_example)
+  return question_objective(retriever, reader)
+
+
 def make_stage(config: ConfigDict, store: PassageStore, vocabulary: Vocabulary) -> Stage:
   """Raises ValueError where the config and the corpus don't fit together."""
-  retriever, reader = make_retriever(config.model, len(vocabulary)), make_reader(config.model, len(vocabulary))
+  retriever = make_retriever(config.model, len(vocabulary))
+  objective, frozen = make_objective(config, len(vocabulary)), FROZEN.get(config.stage, ())
   assembler = BatchAssembler(store, vocabulary, joint_length=config.joint_length)
   draw = {"seed": config.seed, "query_length": config.query_length, "max_masks": config.max_masks}
   longest = max(store.passage_length, config.query_length, config.joint_length if config.stage != "ict" else 0)
@@ -51,9 +67,9 @@ def make_stage(config: ConfigDict, store: PassageStore, vocabulary: Vocabulary) 
   if config.stage == "ict":
     return Stage(
       SentenceSource(store, removal_rate=config.removal_rate, **draw),
-      ict_objective(retriever),
+      objective,
       needs_index=False,
-      frozen=(),
+      frozen=frozen,
       make_batch=lambda queries, params, index: assembler.ict_batch(queries),
     )
 
@@ -63,9 +79,9 @@ def make_stage(config: ConfigDict, store: PassageStore, vocabulary: Vocabulary) 
     rates = {"null_rate": config.null_rate, "distractor_rate": config.distractor_rate}
     return Stage(
       ReadSource(sentences, len(store), seed=config.seed, **rates),
-      reading_objective(reader),
+      objective,
       needs_index=False,
-      frozen=(),
+      frozen=frozen,
       make_batch=lambda queries, params, index: assembler.reading_batch(queries),
     )
 
@@ -77,9 +93,8 @@ def make_stage(config: ConfigDict, store: PassageStore, vocabulary: Vocabulary) 
       retrieved_id_BR = search(retriever, params["retriever"], queries, index, config.num_passages)[1]
       return assembler.masked_batch(queries, retrieved_id_BR, config.num_passages)
 
-    objective = masked_word_objective(retriever, reader, per_example=config.marginalize_per_example)
     source = masked_sentences(store, masking=config.masking, mixture=config.mixture, **draw)
-    return Stage(source, objective, needs_index=True, frozen=(), make_batch=make_masked_batch)
+    return Stage(source, objective, needs_index=True, frozen=frozen, make_batch=make_masked_batch)
 
   if not config.questions:
     raise ValueError("fine-tuning needs questions: set --config.questions to a file, or to nq_open:train")
@@ -96,9 +111,9 @@ def make_stage(config: ConfigDict, store: PassageStore, vocabulary: Vocabulary) 
 
   return Stage(
     QuestionSource(questions, vocabulary, **draw),
-    question_objective(retriever, reader),
+    objective,
     needs_index=True,
-    frozen=("passage_tower",),  # the index was made by it
+    frozen=frozen,
     make_batch=make_question_batch,
   )
 

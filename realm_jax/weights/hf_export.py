@@ -165,6 +165,7 @@ def _passage_tower_alone(weights: Weights) -> Weights:
 def _config(class_name: str, weights: Weights) -> dict[str, Any]:
   model = weights.complete_model()
   is_realm = class_name.startswith("Realm")
+  attention_dropout_rate = model.get("attention_dropout_rate", -1.0)
   config = {theirs: model[ours] for theirs, ours in SIZE_FIELDS.items() if ours in model}
   config |= {
     "architectures": [class_name],
@@ -173,7 +174,7 @@ def _config(class_name: str, weights: Weights) -> dict[str, Any]:
     "hidden_act": HIDDEN_ACT[model["gelu_is_approximate"]],
     "layer_norm_eps": model["layer_norm_epsilon"],
     "hidden_dropout_prob": model["dropout_rate"],
-    "attention_probs_dropout_prob": model["dropout_rate"],
+    "attention_probs_dropout_prob": attention_dropout_rate if attention_dropout_rate >= 0 else model["dropout_rate"],
     "type_vocab_size": 2,
     "pad_token_id": weights.vocabulary.pad_id if weights.vocabulary else 0,
   }

@@ -1,0 +1,161 @@
+# shellcheck shell=bash disable=SC2034,SC2154 # what the scripts that source this declare, or use
+# Sourced by tpu_pretrain.sh, tpu_finetune.sh and gpu_pretrain.sh: rents machines, keeps on them what they are to run,
+# and follows it to its end. The script that sources it declares
+#   names           the machines; the first is the trainer, whose log is shown
+#   arguments       an associative array, NAME -> the realm command line, each word quoted by printf %q
+#   extras          what is installed besides the project: tpu,gcs
+#   state NAME      prints ready, waiting, gone (pre-empted), failed, or nothing (no such machine)
+#   create NAME     rents it        revive NAME   after it was pre-empted        remove NAME   ends the costs
+#   on NAME COMMAND       runs it on all hosts of the machine        log_of NAME   follows the log of its first host
+#   copy_to NAME FILE...  to the home directories of all its hosts
+# and calls `split_arguments "$@"` and `main "${own_flags[@]}"`. Nothing here, nor there, deletes anything in a bucket.
+
+shopt -s inherit_errexit
+export CLOUDSDK_CORE_DISABLE_PROMPTS=1
+root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
+dry_run=""
+stop=""
+poll_seconds="${POLL_SECONDS:-30}"      # between two looks at a machine
+wait_seconds="${WAIT_SECONDS:-86400}"   # for a machine, at most: a day
+follow_seconds="${FOLLOW_SECONDS:-600}" # of log between two looks at all machines
+max_revivals="${MAX_REVIVALS:-100}"     # of pre-empted machines
+declare -A looked_at=()
+num_revivals=0
+
+say() { printf '== %s\n' "$*" >&2; }
+
+quoted() { printf ' %q' "$@"; }
+
+# Shows a gcloud command, ready to be pasted.
+show() { printf '+ gcloud%s\n' "$(quoted "$@")" >&2; }
+
+# Shows it, and runs it unless this is a dry run.
+call() {
+  show "$@"
+  [[ -n "$dry_run" ]] || gcloud "$@"
+}
+
+# The same, for follow_seconds at most; 124 when they are over.
+call_for_a_while() {
+  show "$@"
+  [[ -n "$dry_run" ]] || timeout "$follow_seconds" gcloud "$@"
+}
+
+is_done() {
+  show storage ls "$WORKDIR/DONE"
+  [[ -z "$dry_run" ]] && gcloud storage ls "$WORKDIR/DONE" > /dev/null 2>&1
+}
+
+# The flags before -- are the script's own, those behind it are added to realm train's.
+split_arguments() {
+  own_flags=() more_flags=()
+  while (($#)) && [[ "$1" != -- ]]; do
+    own_flags+=("$1")
+    shift
+  done
+  (($# == 0)) || more_flags=("${@:2}")
+}
+
+how_to_stop() {
+  say "the machines (${names[*]}) go on, and cost, until:  bash $0 --stop   (with the same variables)"
+}
+
+wait_until_ready() {
+  local name="$1" waited=0 now
+  while [[ -z "$dry_run" ]]; do
+    now="$(state "$name")"
+    case "$now" in
+      ready) return ;;
+      failed)
+        echo "$name failed; its description says why. Then  bash $0 --stop  and start again." >&2
+        return 1
+        ;;
+    esac
+    if ((waited >= wait_seconds)); then
+      echo "$name is not ready after $wait_seconds seconds (${now:-not there}); another ZONE or type may have room" >&2
+      return 1
+    fi
+    sleep "$poll_seconds"
+    waited=$((waited + (poll_seconds > 0 ? poll_seconds : 1)))
+  done
+}
+
+# Sends the checkout, and has it installed with the command line as a service (see machine.sh).
+install() {
+  local name="$1" scratch="SCRATCH"
+  say "installing on $name, to run: realm${arguments[$name]}"
+  if [[ -z "$dry_run" ]]; then
+    scratch="$(mktemp -d)" # less than 2 MB, left to the system to tidy away
+    tar -czf "$scratch/realm.tar.gz" -C "$root" \
+      LICENSE README.md configs launch pyproject.toml realm_jax requirements.txt setup.cfg
+    printf '#!/usr/bin/env bash\nexec .venv/bin/realm%s\n' "${arguments[$name]}" > "$scratch/realm.sh"
+  fi
+  copy_to "$name" "$scratch/realm.tar.gz" "$scratch/realm.sh"
+  on "$name" "mkdir -p realm && tar -xzf realm.tar.gz -C realm && bash realm/launch/machine.sh $extras"
+}
+
+# Rents a machine if there is none, again if it was pre-empted, and sees to it that its service runs.
+ensure() {
+  local name="$1" now
+  now="$(state "$name")"
+  case "$now" in
+    "") create "$name" ;;
+    gone)
+      num_revivals=$((num_revivals + 1))
+      if ((num_revivals > max_revivals)); then
+        echo "pre-empted $max_revivals times; go on with  bash $0  when you want to" >&2
+        return 1
+      fi
+      say "$name was pre-empted, or stopped: starting it again"
+      revive "$name"
+      ;;
+  esac
+  wait_until_ready "$name"
+  if [[ -n "$dry_run" ]] || ! on "$name" "systemctl is-enabled --quiet realm"; then
+    install "$name"
+  elif on "$name" "systemctl is-failed --quiet realm"; then
+    if [[ -n "${looked_at[$name]:-}" ]]; then
+      on "$name" "journalctl --unit=realm --no-pager --lines=50" || true
+      echo "realm failed on $name again and again; see above. Start this script again when it is mended." >&2
+      return 1
+    fi
+    on "$name" "sudo systemctl reset-failed realm && sudo systemctl start realm"
+  fi
+  looked_at[$name]=1
+}
+
+main() {
+  local flag name status
+  for flag in "$@"; do
+    case "$flag" in
+      --dry-run) dry_run=1 ;;
+      --stop) stop=1 ;;
+      *)
+        echo "unknown flag $flag; the flags are --dry-run and --stop" >&2
+        exit 2
+        ;;
+    esac
+  done
+  if [[ -n "$stop" ]]; then
+    for name in "${names[@]}"; do
+      [[ -z "$dry_run" && -z "$(state "$name")" ]] || remove "$name"
+    done
+    say "stopped. $WORKDIR is as it was; the same command without --stop goes on from there"
+    return
+  fi
+  trap how_to_stop EXIT
+  while ! is_done; do
+    for name in "${names[@]}"; do
+      ensure "$name"
+    done
+    status=0
+    log_of "${names[0]}" || status=$?
+    [[ -z "$dry_run" ]] || break
+    ((status == 124)) || sleep "$poll_seconds" # 124: there is more to follow
+  done
+  [[ -n "$dry_run" ]] || say "done: $WORKDIR"
+  for name in "${names[@]}"; do
+    remove "$name"
+  done
+  trap - EXIT
+}

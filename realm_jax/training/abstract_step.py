@@ -1,0 +1,133 @@
+"""The train step and its arguments as shapes, for a compiler that has no data and no devices to run on."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from ml_collections import ConfigDict
+
+from realm_jax.batch import IctBatch, MaskedBatch, Packed, QuestionBatch, ReadingBatch
+from realm_jax.training.optimizer import configured_optimizer
+from realm_jax.training.stages import FROZEN, make_objective
+from realm_jax.training.start import abstract_params
+from realm_jax.training.step import TrainState, init_state, train_step
+
+_NUM_ANSWERS = 16  # occurrences in a passage: max_answers of index.retrieve.BatchAssembler
+
+
+class CorpusSize(NamedTuple):
+  """What the shapes of a step depend on, besides the config."""
+
+  num_passages: int
+  passage_length: int  # tokens
+  vocab_size: int
+
+
+class OutOfMemory(Exception):
+  """The compiler found no way to fit the program into a device's memory.
+
+  num_bytes: what the program's temporary arrays take together.
+  """
+
+  def __init__(self, message: str, num_bytes: float):
+    super().__init__(message)
+    self.num_bytes = num_bytes
+
+
+def step_mesh(config: ConfigDict, devices: Sequence[jax.Device]) -> Mesh:
+  """All devices in a row, each with its share of the batch.
+
+  Raises:
+    ValueError: the devices don't divide the batch.
+  """
+  if config.batch_size % len(devices):
+    multiple = max(1, round(config.batch_size / len(devices))) * len(devices)
+    raise ValueError(
+      f"batch_size={config.batch_size} can't be split evenly over {len(devices)} devices; "
+      f"set --config.batch_size={multiple} or another multiple of {len(devices)}"
+    )
+  return Mesh(np.array(devices), ("data",), axis_types=(AxisType.Auto,))
+
+
+def abstract_batch(config: ConfigDict, corpus: CorpusSize) -> Any:
+  """The batch that the assembler makes for a step of the config's stage, as shapes and types."""
+
+  def array(*shape, dtype=np.int32):
+    return jax.ShapeDtypeStruct((config.batch_size, *shape), dtype)
+
+  def packed(*shape):
+    return Packed(array(*shape), array(*shape), array(*shape, dtype=np.bool_))
+
+  query, joint = config.query_length, config.joint_length
+  num_read, num_masks = config.num_passages, config.max_masks
+  masks = (array(num_masks), array(num_masks), array(num_masks, dtype=np.float32))
+  if config.stage == "ict":
+    return IctBatch(packed(query), packed(corpus.passage_length), array(dtype=np.bool_))
+  if config.stage == "mlm":
+    return ReadingBatch(packed(joint), *masks)
+  if config.stage == "pretrain":
+    return MaskedBatch(packed(query), packed(num_read, corpus.passage_length), packed(num_read, joint), *masks)
+  beam_size = min(config.beam_size, corpus.num_passages)
+  return QuestionBatch(
+    packed(query),
+    array(beam_size, config.model.retrieval_size, dtype=np.float32),
+    array(beam_size, dtype=np.bool_),
+    packed(num_read, joint),
+    array(num_read, joint, dtype=np.bool_),
+    array(num_read, _NUM_ANSWERS),
+    array(num_read, _NUM_ANSWERS),
+  )
+
+
+class AbstractStep(NamedTuple):
+  """One step on a mesh: its arguments with their shardings."""
+
+  mesh: Mesh
+  state: TrainState
+  batch: Any
+  lowered: jax.stages.Lowered
+
+
+def lower_step(config: ConfigDict, corpus: CorpusSize, devices: Sequence[jax.Device]) -> AbstractStep:
+  """Traces the train step that the loop runs; raises ValueError where the devices don't suit the config."""
+  mesh = step_mesh(config, devices)
+  optimizer = configured_optimizer(config, FROZEN.get(config.stage, ()))
+  params = abstract_params(config, corpus.vocab_size)
+  state = jax.eval_shape(lambda params: init_state(params, optimizer), params)
+
+  def place(tree, spec):
+    sharding = NamedSharding(mesh, spec)
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), tree)
+
+  state, batch = place(state, PartitionSpec()), place(abstract_batch(config, corpus), PartitionSpec("data"))
+  key = place(jax.eval_shape(lambda: jax.random.key(0)), PartitionSpec())
+  with jax.set_mesh(mesh):
+    lowered = train_step.lower(
+      state, batch, key, objective=make_objective(config, corpus.vocab_size), optimizer=optimizer
+    )
+  return AbstractStep(mesh, state, batch, lowered)
+
+
+def compile_step(step: AbstractStep) -> jax.stages.Compiled:
+  """Raises OutOfMemory if it doesn't fit."""
+  try:
+    return step.lowered.compile()
+  except jax.errors.JaxRuntimeError as error:
+    message = str(error)
+    match = re.search(r"(?:HLO temporaries \(|Used )([\d.]+)([KMGT]?)", message)
+    if "RESOURCE_EXHAUSTED" not in message or match is None:
+      raise
+    num_bytes = float(match[1]) * 2 ** (10 * " KMGT".index(match[2] or " "))
+    raise OutOfMemory(message.splitlines()[0], num_bytes) from error
+
+
+def bytes_per_device(tree: Any) -> int:
+  """Of a tree of shapes with shardings: what one device holds."""
+  return sum(
+    int(np.prod(x.sharding.shard_shape(x.shape), dtype=np.int64)) * x.dtype.itemsize for x in jax.tree.leaves(tree)
+  )

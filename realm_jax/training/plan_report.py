@@ -1,0 +1,115 @@
+"""A plan as text: tables of what a chip holds and does, and advice where it is too much."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+from realm_jax.training.collectives import Collective
+from realm_jax.training.cost import uses_fused_attention
+from realm_jax.training.planning import Plan, Step, is_searched_on_chip
+
+
+def describe(plan: Plan) -> str:
+  """All that `realm plan` prints."""
+  config, num_chips = plan.config, plan.topology.num_chips
+  lines = [
+    f"{config.stage} on {plan.topology.name}: {num_chips} chips, {plan.batch} of {config.batch_size} queries on each",
+    "Compiled, not run: the times are estimates, at the peaks of the data sheet.",
+    "",
+    *_memory_lines(plan),
+  ]
+  if plan.step is None:
+    return "\n".join([*lines, "", "It does not fit. What makes it smaller:", *[f"  {x}" for x in advice(plan)]])
+  lines += ["", *_time_lines(plan, plan.step), "", *_collective_lines(plan.step.collectives)]
+  if plan.largest is not None:
+    lines += ["", f"largest batch: about {plan.largest} queries a chip, {plan.largest * num_chips:,} in all"]
+  return "\n".join(lines)
+
+
+def advice(plan: Plan) -> list[str]:
+  """Flags that make a step smaller, those that cost least first."""
+  model, result = plan.config.model, []
+  if model.dtype == "float32":
+    result.append("--config.model.dtype=bfloat16: activations of half the size, products several times as fast")
+  if not (model.attention == "splash" and uses_fused_attention(plan.config)):
+    result.append(
+      "--config.model.attention=splash --config.model.attention_dropout_rate=0: no attention weights in memory"
+    )
+  if not model.remat:
+    result.append("--config.model.remat=True: keeps the layers' inputs only, for a third more arithmetic")
+  if plan.largest:
+    batch_size = plan.largest * plan.topology.num_chips
+    result.append(f"--config.batch_size={batch_size}: about {plan.largest} queries a chip fit as it is")
+  result.append("--topology=...: a slice of more chips, or of chips with more memory")
+  return result
+
+
+def _memory_lines(plan: Plan) -> list[str]:
+  config, corpus, memory = plan.config, plan.corpus, plan.memory
+  index = ""
+  if is_searched_on_chip(config, corpus):
+    index = "on the first chip of each host (the exact searcher)"
+  elif config.stage in ("pretrain", "finetune"):
+    host = 4 * corpus.num_passages * config.model.retrieval_size
+    index = (
+      f"{corpus.num_passages:,} passages searched on the hosts (ScaNN): at least {_gigabytes(host)} of each's memory"
+    )
+  notes = {"index": index, "activations": "and gradients: what lives only during a step"}
+  lines = ["memory of a chip"]
+  for kind, num_bytes in dataclasses.asdict(memory).items():
+    lines.append(f"  {kind:<13}{_gigabytes(num_bytes):>10}  {notes.get(kind, '')}".rstrip())
+  verdict = "fits" if plan.step else "DOES NOT FIT"
+  lines.append(f"  {'total':<13}{_gigabytes(memory.total):>10}  of {_gigabytes(plan.available)}: {verdict}")
+  return lines
+
+
+def _time_lines(plan: Plan, step: Step) -> list[str]:
+  chip, time, work = plan.topology.chip, step.time, plan.work
+  sent = sum(c.num_bytes_sent for c in step.collectives) * chip.devices_per_chip
+  needed = work.needed / plan.topology.num_chips
+  kernels = f", {work.kernel / plan.topology.num_chips / 1e12:.1f} of it in attention kernels" if work.kernel else ""
+  hours = time.seconds * plan.config.num_steps / 3600
+  counted = step.compiled_flops * plan.topology.num_chips / work.compiled - 1
+  traffic = f"{_gigabytes(step.num_bytes)} read and written"
+  rows = [
+    ("arithmetic", time.arithmetic, f"{step.flops / 1e12:.1f} TFLOP{kernels}; {chip.flops / 1e12:.0f} TFLOP/s"),
+    ("memory", time.memory, f"{traffic}; {chip.hbm_bandwidth / 1e9:.0f} GB/s"),
+    ("interconnect", time.interconnect, f"{_gigabytes(sent)} sent; {chip.ici_bandwidth / 1e9:.0f} GB/s"),
+  ]
+  return [
+    "a step, on each chip",
+    *[f"  {name:<13}{_seconds(seconds):>10}  {what}" for name, seconds, what in rows],
+    f"  {'estimate':<13}{_seconds(time.seconds):>10}  bound by {time.bound}; {hours:,.1f} hours for "
+    f"{plan.config.num_steps:,} steps",
+    f"  of the arithmetic {needed / 1e12:.1f} TFLOP are needed: an MFU of {needed / chip.flops / time.seconds:.0%}",
+    f"  (the compiler counts {abs(counted):.1%} {'more' if counted >= 0 else 'less'} than the matrix products of the "
+    "config)",
+  ]
+
+
+def _collective_lines(collectives: Sequence[Collective]) -> list[str]:
+  """One line a kind of operation, its gradients apart from the rest."""
+  groups: dict[tuple[str, str], list[int]] = {}
+  for c in collectives:
+    for what, num_bytes in (("gradients", c.num_gradient_bytes), ("other", c.num_bytes - c.num_gradient_bytes)):
+      if num_bytes:
+        groups.setdefault((c.kind, what), []).append(num_bytes)
+  lines = [f"collectives: {len(collectives)} operations"]
+  for (kind, what), sizes in sorted(groups.items()):
+    lines.append(
+      f"  {kind:<18} {what:<10}{_gigabytes(sum(sizes)):>10} in {len(sizes)}, the largest {_size(max(sizes))}"
+    )
+  return lines
+
+
+def _gigabytes(num_bytes: float) -> str:
+  return f"{num_bytes / 1e9:.2f} GB"
+
+
+def _size(num_bytes: float) -> str:
+  return f"{num_bytes / 1e6:.1f} MB" if num_bytes >= 1e5 else f"{num_bytes:.0f} bytes"
+
+
+def _seconds(seconds: float) -> str:
+  return f"{1e3 * seconds:.1f} ms"

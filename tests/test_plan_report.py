@@ -1,0 +1,143 @@
+"""What `realm plan` prints: a whole report, word for word, and the advice where a step doesn't fit."""
+
+import pytest
+
+from realm_jax import cli
+from realm_jax.config import paper_config
+from realm_jax.training import abstract_step, planning, topology
+from realm_jax.training.abstract_step import CorpusSize, OutOfMemory
+from realm_jax.training.collectives import Collective
+from realm_jax.training.cost import step_time, step_work
+from realm_jax.training.plan_report import advice, describe
+from realm_jax.training.planning import Memory, Plan, Step
+from realm_jax.training.topology import parse_topology
+
+
+@pytest.fixture(autouse=True)
+def environment(monkeypatch):
+  """What the verb sets for its own process is taken back."""
+  for name in ("JAX_PLATFORMS", "TPU_SKIP_MDS_QUERY", "TPU_WORKER_HOSTNAMES", "TPU_ACCELERATOR_TYPE"):
+    monkeypatch.setenv(name, "cpu")
+
+
+WIKIPEDIA = CorpusSize(13_353_718, 288, 30_522)
+
+
+def make(largest=40, fits=True, **model):
+  config = paper_config("pretrain")
+  config.model.update(**model)
+  slice_ = parse_topology("v5e-64")
+  memory = Memory(878_000_000, 1_757_000_000, 460_000, 0, 2.93e9, 142_000_000)
+  work = step_work(config, 30_522, 288)
+  collectives = [Collective("all-reduce", 125_000_004, 125_000_000, 64), Collective("all-gather", 5000, 0, 64)]
+  compiled = work.compiled / 64 * 1.02
+  sent = sum(c.num_bytes_sent for c in collectives)
+  flops = compiled + work.kernel / 64
+  step = Step(flops, compiled, 238e9, collectives, step_time(slice_.chip, flops, 238e9, sent))
+  return Plan(config, slice_, WIKIPEDIA, 8, memory, slice_.chip.hbm, work, step if fits else None, largest)
+
+
+REPORT = """\
+pretrain on v5e-64: 64 chips, 8 of 512 queries on each
+Compiled, not run: the times are estimates, at the peaks of the data sheet.
+
+memory of a chip
+  parameters      0.88 GB
+  optimizer       1.76 GB
+  batch           0.00 GB
+  index           0.00 GB  13,353,718 passages searched on the hosts (ScaNN): at least 6.84 GB of each's memory
+  activations     2.93 GB  and gradients: what lives only during a step
+  program         0.14 GB
+  total           5.71 GB  of 16.91 GB: fits
+
+a step, on each chip
+  arithmetic     174.0 ms  34.3 TFLOP, 3.9 of it in attention kernels; 197 TFLOP/s
+  memory         290.6 ms  238.00 GB read and written; 819 GB/s
+  interconnect     1.2 ms  0.25 GB sent; 200 GB/s
+  estimate       290.6 ms  bound by memory; 16.1 hours for 200,000 steps
+  of the arithmetic 24.0 TFLOP are needed: an MFU of 42%
+  (the compiler counts 2.0% more than the matrix products of the config)
+
+collectives: 2 operations
+  all-gather         other        0.00 GB in 1, the largest 5000 bytes
+  all-reduce         gradients    0.12 GB in 1, the largest 125.0 MB
+  all-reduce         other        0.00 GB in 1, the largest 4 bytes
+
+largest batch: about 40 queries a chip, 2,560 in all"""
+
+
+def test_a_report():
+  plan = make(dtype="bfloat16", attention="splash", attention_dropout_rate=0.0, remat=True)
+  assert describe(plan) == REPORT
+  assert describe(plan._replace(largest=None)) == REPORT.rpartition("\n\nlargest")[0]
+
+
+def test_too_much_is_an_answer_with_advice():
+  plan = make(fits=False, largest=3)
+  text = describe(plan._replace(memory=Memory(878_000_000, 1_757_000_000, 460_000, 0, 34e9, 0)))
+  assert "  total          36.64 GB  of 16.91 GB: DOES NOT FIT\n" in text
+  assert "a step, on each chip" not in text
+  assert text.endswith(
+    """
+It does not fit. What makes it smaller:
+  --config.model.dtype=bfloat16: activations of half the size, products several times as fast
+  --config.model.attention=splash --config.model.attention_dropout_rate=0: no attention weights in memory
+  --config.model.remat=True: keeps the layers' inputs only, for a third more arithmetic
+  --config.batch_size=192: about 3 queries a chip fit as it is
+  --topology=...: a slice of more chips, or of chips with more memory"""
+  )
+
+
+def test_advice_is_not_what_is_done_already():
+  model = {"dtype": "bfloat16", "attention": "splash", "attention_dropout_rate": 0.0, "remat": True}
+  assert len(advice(make(largest=0, **model))) == 1
+  assert len(advice(make(largest=0, **model | {"attention_dropout_rate": -1.0}))) == 2  # then it is naive
+  assert len(advice(make(largest=0, **model | {"remat": False}))) == 2
+
+
+def test_an_index_on_the_chips_is_told():
+  plan = make()
+  text = describe(plan._replace(corpus=WIKIPEDIA._replace(num_passages=50_000)))
+  assert "  index           0.00 GB  on the first chip of each host (the exact searcher)\n" in text
+
+
+def test_the_verb_answers_out_of_memory(monkeypatch, capsys):
+  """From flags to advice, with a compiler that finds no room; the sizes are those of the flags."""
+  devices = [object()] * 8
+  compiled = []
+
+  def lower(config, corpus, given):
+    assert given == devices and corpus == CorpusSize(13_353_718, 100, 30_522)
+    compiled.append(config.batch_size)
+    state = abstract_step.TrainState(None, (), ())
+    return abstract_step.AbstractStep(None, state, (), None)
+
+  def compile_step(step):
+    raise OutOfMemory("RESOURCE_EXHAUSTED", compiled[-1] * 1e9)
+
+  monkeypatch.setattr(topology, "compile_only_devices", lambda topology: devices)
+  monkeypatch.setattr(planning, "lower_step", lower)
+  monkeypatch.setattr(planning, "compile_step", compile_step)
+  arguments = ["--config=configs/pretrain.py", "--config.batch_size=64", "--topology=v5e:2x4", "--passage_length=100"]
+  assert cli.run(["plan", *arguments]) == 0
+  out, err = capsys.readouterr()
+  assert compiled == [64, 32] and err.startswith("compiling for v5e:2x4, 8 queries a chip ...\n")
+  assert "  activations    64.00 GB" in out and "--config.batch_size=16: about 2 queries a chip fit as it is" in out
+
+
+@pytest.mark.parametrize(
+  ("arguments", "message"),
+  [
+    (["--topology=v9-8", "--config=configs/pretrain.py"], "unknown topology 'v9-8'; name a slice, "),
+    (["--topology=v5e-64"], "give --config=FILE.py and --topology=SLICE, and nothing else"),
+    (["--topology=v5e-64", "--config=configs/pretrain.py", "more"], "give --config=FILE.py and --topology=SLICE"),
+    (
+      ["--topology=v5e-64", "--config=configs/pretrain.py", "--config.corpus=/nonexistent"],
+      "no corpus at /nonexistent",
+    ),
+  ],
+)
+def test_what_is_wrong_is_one_line(arguments, message, capsys):
+  assert cli.run(["plan", *arguments]) == 1
+  line, hint = capsys.readouterr().err.splitlines()
+  assert line.startswith("realm plan: ") and message in line and hint == "(REALM_DEBUG=1 shows where)"
