@@ -111,8 +111,13 @@ def publish(
     "searcher": kind,
     "searcher_settings": settings,
   }
-  while (newest := newest_step(run_dir, damaged)) is None or newest < params_step:
-    version = max(run_dir.snapshot_versions(), default=0) + 1
+  while True:
+    # Listed once: whoever publishes from here on takes this number, or a later one, and is noticed at the commit.
+    versions = run_dir.snapshot_versions()
+    newest = _newest_step(run_dir, versions, damaged)
+    if newest is not None and newest >= params_step:
+      return None
+    version = max(versions, default=0) + 1
     writer = uuid.uuid4().hex
     data = run_dir.snapshot(version) / writer
     try:
@@ -124,12 +129,15 @@ def publish(
     if run_dir.files.create(run_dir.snapshot_commit(version), json.dumps(sealed(content), indent=1)):
       return version
     run_dir.files.remove_tree(data)
-  return None
 
 
 def newest_step(run_dir: RunDir, damaged: frozenset[int] = frozenset()) -> int | None:
   """The step whose parameters embedded the newest snapshot, damaged versions left out."""
-  for version in reversed(run_dir.snapshot_versions()):
+  return _newest_step(run_dir, run_dir.snapshot_versions(), damaged)
+
+
+def _newest_step(run_dir: RunDir, versions: list[int], damaged: frozenset[int]) -> int | None:
+  for version in reversed(versions):
     if version not in damaged:
       try:
         return read_manifest(run_dir, version)["params_step"]

@@ -90,7 +90,7 @@ class SnapshotFollower:
     self._replay = {s: entry for s, entry in entries.items() if s > first_step}
     # Up to here an earlier life has gone on without adopting anything else: so does this one, and makes the same bits.
     # What was exported and published from that life is then true of this one.
-    self._free_from = max([newest_export or 0, *(s + 1 for s in self._replay)])
+    self._free_from = max([newest_export or 0, *(s + 1 for s in entries)])
     self._ready: Snapshot | None = None
     self._left_out: set[int] = set()
     self._warned_age = float(settings.warn_age)
@@ -197,6 +197,7 @@ class SnapshotFollower:
         f"{self._run_dir.adoption(self._step)} exists: another trainer works in {self._run_dir.path}; stop one of them"
       )
     self.adoption, self.snapshot = adoption, snapshot
+    self._free_from = max(self._free_from, self._step + 1)  # one a step
     self._warned_age = float(self._settings.warn_age)
     self._log(f"step {self._step}: snapshot {self.version} adopted, {self.age(self._step):.0f} steps old")
 
