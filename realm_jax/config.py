@@ -79,6 +79,14 @@ def paper_config(stage: str) -> ConfigDict:
   index = config.index = ConfigDict()
   index.searcher = "auto"  # exact, scann, or auto: exact below index.exact_below passages
   index.exact_below = 100_000
+  scann = index.scann = ConfigDict()  # 0: chosen from the number of passages, see docs/index.md
+  scann.num_leaves = 0
+  scann.num_leaves_searched = 0
+  scann.rescored = 0  # passages whose score is computed exactly
+  scann.training_sample_size = 0
+  scann.anisotropic_threshold = 0.0
+  scann.soar_lambda = 0.0
+  scann.overretrieve_factor = 0.0
   index.export_every = 500  # steps between exports of the passage tower for the indexer
   index.sync = False  # adopt each snapshot at the next export, and wait for it: reproducible to the bit
   index.refresh = "process"  # by realm refresh_index; inline: by the trainer itself, between steps

@@ -20,6 +20,14 @@ def test_a_thousand_worlds():
   assert total["snapshots"] > NUM_SEEDS and total["adoptions"] > NUM_SEEDS
 
 
+@pytest.mark.slow
+def test_an_unclaimed_version_is_missed_by_the_deletion(monkeypatch):
+  monkeypatch.setattr(journal, "claim", lambda *_: None)
+  with pytest.raises(AssertionError, match="repeat with"):
+    for seed in range(10 * NUM_SEEDS):
+      simulate(seed)
+
+
 def test_a_world_repeats_itself():
   assert simulate(8) == simulate(8)
 
@@ -42,7 +50,6 @@ BREAKAGES = {
   "deletion spares nothing": (deletion, "versions_in_use", without_the_journal),
   "nothing is journalled": (journal, "record", loses_the_last_entry),
   "any parameters are published": (snapshot, "_newest_step", lambda *_: None),
-  "a version is not claimed": (journal, "claim", lambda *_: None),
   "the journal is not read": (journal, "read_journal", lambda run_dir: journal.Journal({}, {})),
 }
 

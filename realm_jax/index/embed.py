@@ -9,11 +9,14 @@ from typing import Any
 import jax
 import ml_dtypes
 import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
 
 from realm_jax.data.packing import pack
 from realm_jax.data.passages import PassageStore
 from realm_jax.data.vocabulary import Vocabulary
 from realm_jax.model.retriever import Tower
+
+_LENGTH_STEP = 32
 
 
 def embed_passages(
@@ -29,33 +32,50 @@ def embed_passages(
 ) -> np.ndarray:
   """Passages begin to end - 1 (None: all), each as [CLS] title [SEP] body [SEP] -> bfloat16 [end - begin, D].
 
+  All devices of this host share each batch. Passages are taken by length, and a batch is padded to its own longest one
+  (in steps of 32 tokens, so that there are few compilations): short passages cost what they are worth.
+
   Args:
     params: the passage tower's parameters.
-    batch_size: passages on the device at once.
-    progress: wraps the batches' first passages, to show how far it is.
+    batch_size: passages at once, on all devices together.
+    progress: wraps the number of passages before each batch, to show how far it is.
 
   Raises:
     ValueError: progress left out a batch, or changed their order.
   """
   end = len(store) if end is None else end
-  batch_size = min(batch_size, end - begin)
-  params = jax.device_put(params)
-  emb_ND = None
-  num_embedded = begin
-  for first in progress(range(begin, end, batch_size)):
-    if first != num_embedded:
-      raise ValueError(_out_of_order(num_embedded, f"a batch that begins with passage {first}"))
-    # The last batch is filled up, so that there is one shape and one compilation.
-    passage_id = np.minimum(np.arange(first, first + batch_size), end - 1)
-    packed = pack(store.title_tokens(passage_id), store.body_tokens(passage_id), store.passage_length, vocabulary)
-    emb_BD = np.asarray(jax.device_get(_embed(tower, params, jax.device_put(packed))))
-    if emb_ND is None:
-      emb_ND = np.empty((end - begin, emb_BD.shape[1]), ml_dtypes.bfloat16)
-    emb_ND[first - begin : first - begin + batch_size] = emb_BD[: end - first]
-    num_embedded = first + batch_size
-  if emb_ND is None or num_embedded < end:
-    raise ValueError(_out_of_order(num_embedded, "the end"))
+  mesh = jax.sharding.Mesh(np.array(jax.local_devices()), "passages")
+  split, everywhere = NamedSharding(mesh, PartitionSpec("passages")), NamedSharding(mesh, PartitionSpec())
+  # The last batch is filled up: the same shapes again, and a share for each device.
+  batch_size = -(-min(batch_size, end - begin) // mesh.size) * mesh.size
+  length_N = _padded_length(store, begin, end)
+  order = begin + np.argsort(length_N, kind="stable")
+  params = jax.device_put(params, everywhere)
+  emb_ND = np.empty((end - begin, tower.retrieval_size), ml_dtypes.bfloat16)
+  num_due = 0
+  pending: tuple[np.ndarray, jax.Array] | None = None
+  for first in progress(range(0, end - begin, batch_size)):
+    if first != num_due:
+      raise ValueError(_out_of_order(num_due, f"a batch that begins with passage {first}"))
+    passage_id = order[np.minimum(np.arange(first, first + batch_size), end - begin - 1)]
+    length = int(length_N[passage_id - begin].max())
+    packed = pack(store.title_tokens(passage_id), store.body_tokens(passage_id), length, vocabulary)
+    emb_BD = _embed(tower, params, jax.device_put(packed, split))
+    # What the device did meanwhile is fetched while it does the next.
+    if pending is not None:
+      emb_ND[pending[0] - begin] = jax.device_get(pending[1])
+    pending = passage_id, emb_BD
+    num_due = first + batch_size
+  if pending is None or num_due < end - begin:
+    raise ValueError(_out_of_order(num_due, "the end"))
+  emb_ND[pending[0] - begin] = jax.device_get(pending[1])
   return emb_ND
+
+
+def _padded_length(store: PassageStore, begin: int, end: int) -> np.ndarray:
+  """Tokens of each passage as it is packed, with [CLS] and two [SEP], up to the next multiple of 32."""
+  length_N = store.title_length_N[begin:end].astype(np.int32) + store.body_length_N[begin:end] + 3
+  return np.minimum(-(-length_N // _LENGTH_STEP) * _LENGTH_STEP, store.passage_length)
 
 
 def _out_of_order(due: int, came: str) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -29,6 +29,7 @@ class RefreshSettings(NamedTuple):
   keep: int = 3
   batch_size: int = 256
   num_slices: int = 1
+  scann: Mapping[str, Any] | None = None
 
 
 def refresh_settings(index: Any) -> RefreshSettings:
@@ -37,7 +38,18 @@ def refresh_settings(index: Any) -> RefreshSettings:
   Raises:
     ValueError: a number below 1.
   """
-  settings = RefreshSettings(index.searcher, index.exact_below, index.keep, index.batch_size, index.num_slices)
+  scann = {
+    "num_leaves": index.scann.num_leaves,
+    "num_leaves_searched": index.scann.num_leaves_searched,
+    "rescored": index.scann.rescored,
+    "training_sample_size": index.scann.training_sample_size,
+    "anisotropic_threshold": index.scann.anisotropic_threshold,
+    "soar_lambda": index.scann.soar_lambda,
+    "overretrieve_factor": index.scann.overretrieve_factor,
+  }
+  if index.searcher not in ("auto", "exact", "scann"):
+    raise ValueError(f"index.searcher={index.searcher!r}, expected auto, exact or scann")
+  settings = RefreshSettings(index.searcher, index.exact_below, index.keep, index.batch_size, index.num_slices, scann)
   for name in ("keep", "num_slices", "batch_size"):
     if getattr(settings, name) < 1:
       raise ValueError(f"index.{name}={getattr(settings, name)}, expected at least 1")
@@ -89,7 +101,8 @@ class Refresher:
     embedded = time.monotonic()
     version = snapshots.publish(
         self._run_dir, emb_ND, self._store, params_step=export.step, params_digest=export.digest, slices=slices,
-        searcher=self._settings.searcher, exact_below=self._settings.exact_below, damaged=self._damaged,
+        searcher=self._settings.searcher, exact_below=self._settings.exact_below, scann=self._settings.scann,
+        damaged=self._damaged,
     )  # fmt: skip
     if version is None:
       self._log(f"the parameters of step {export.step}, or newer ones, were published by another indexer")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import sys
+from collections.abc import Mapping
 from typing import Any, Protocol
 
 import jax
@@ -118,21 +119,39 @@ class ScannSearcher:
     return score, passage_id
 
 
-def scann_settings(num_passages: int) -> dict[str, Any]:
+def scann_settings(num_passages: int, chosen: Mapping[str, Any] | None = None) -> dict[str, Any]:
   """ScaNN's settings from N: leaves of about sqrt(N) / 2 passages, a tenth searched, 200 rescored.
 
-  For a wide beam `search` takes more of both.
+  For a wide beam `search` takes more of both. docs/index.md has what they were measured to give.
+
+  Args:
+    chosen: config.index.scann; what is 0 there is chosen from N.
+
+  Raises:
+    ValueError: names the field, its value and what it may be.
   """
-  num_leaves = int(max(1, min(num_passages // 16, round(num_passages**0.5 * 2))))
-  return {
+  chosen = {name: value for name, value in (chosen or {}).items() if value}
+  num_leaves = chosen.get("num_leaves") or int(max(1, min(num_passages // 16, round(num_passages**0.5 * 2))))
+  is_small = num_leaves <= 2
+  settings: dict[str, Any] = {
     "num_leaves": num_leaves,
     "num_leaves_searched": max(1, -(-num_leaves // 10)),
     "training_sample_size": min(num_passages, 250_000),
     "anisotropic_threshold": 0.2,
-    "soar_lambda": 1.5 if num_leaves > 2 else None,
-    "overretrieve_factor": 2.0 if num_leaves > 2 else None,
+    "soar_lambda": None if is_small else 1.5,
+    "overretrieve_factor": None if is_small else 2.0,
     "rescored": min(num_passages, 200),
-  }
+  } | chosen
+  for name, most in {
+    "num_leaves": max(1, num_passages), "num_leaves_searched": num_leaves, "training_sample_size": num_passages,
+    "rescored": num_passages,
+  }.items():  # fmt: skip
+    if not 1 <= settings[name] <= most:
+      raise ValueError(f"index.scann.{name}={settings[name]}, expected 1 to {most}, or 0 to choose it from N")
+  for name in ("anisotropic_threshold", "soar_lambda", "overretrieve_factor"):
+    if settings[name] is not None and settings[name] < 0:
+      raise ValueError(f"index.scann.{name}={settings[name]}, expected a positive number, or 0 to choose it from N")
+  return settings
 
 
 def _check_finite(query_emb_BD: np.ndarray) -> np.ndarray:

@@ -6,7 +6,7 @@ import json
 import pathlib
 import tempfile
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import ml_dtypes
@@ -68,6 +68,7 @@ def publish(
   slices: Sequence[Slice] | None = None,
   searcher: str = "auto",
   exact_below: int = 100_000,
+  scann: Mapping[str, Any] | None = None,
   damaged: frozenset[int] = frozenset(),
 ) -> int | None:
   """Writes a snapshot and commits it under the next free version.
@@ -78,6 +79,7 @@ def publish(
   Args:
     slices: which passages were embedded with which step's parameters; None: all with those of params_step.
     searcher: "exact", "scann", or "auto": exact below `exact_below` passages.
+    scann: see `scann_settings`.
     damaged: versions that don't count as published.
 
   Returns:
@@ -93,7 +95,7 @@ def publish(
       f"step {params_step} have diverged"
     )
   kind = searcher if searcher != "auto" else "exact" if len(emb_ND) < exact_below else "scann"
-  settings = scann_settings(len(emb_ND)) if kind == "scann" else {}
+  settings = scann_settings(len(emb_ND), scann) if kind == "scann" else {}
   built: Searcher | None = ScannSearcher.build(emb_ND.astype(np.float32), settings) if kind == "scann" else None
   manifest = {
     "format": FORMAT,

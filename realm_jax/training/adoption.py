@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import threading
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
@@ -290,6 +292,9 @@ class SnapshotFollower:
       self._warned_age *= 2  # again when it has doubled
 
   def _look_again_and_again(self) -> None:
+    # The step needs the cores: on Linux a thread has a priority of its own, and those that it starts inherit it.
+    with contextlib.suppress(AttributeError, OSError):
+      os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 19)
     while not self._stopped.wait(0.5):
       self.look()
 
