@@ -40,8 +40,7 @@ class ExactSearcher:
     self._group = group
 
   def search(self, query_emb_BD: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-    _check_k(k, self.num_passages)
-    query = jax.device_put(_check_finite(np.asarray(query_emb_BD, np.float32)))
+    query = jax.device_put(check_queries(query_emb_BD, k, self.num_passages))
     score_BK, id_BK = _search_blocks(query, self._emb, self.num_passages, k, self._group)
     return jax.device_get((score_BK, id_BK))
 
@@ -101,8 +100,7 @@ class ScannSearcher:
     self._index.serialize(directory, relative_path=True)
 
   def search(self, query_emb_BD: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-    _check_k(k, self.num_passages)
-    query = _check_finite(np.ascontiguousarray(query_emb_BD, np.float32))
+    query = check_queries(query_emb_BD, k, self.num_passages)
     # A beam is wider than what is rescored for a few passages: twice k are, out of leaves that hold about 8 k.
     num_leaves, num_passages = self._settings["num_leaves"], self.num_passages
     wide = -(-8 * k * num_leaves // num_passages)
@@ -154,15 +152,13 @@ def scann_settings(num_passages: int, chosen: Mapping[str, Any] | None = None) -
   return settings
 
 
-def _check_finite(query_emb_BD: np.ndarray) -> np.ndarray:
-  if not np.isfinite(query_emb_BD).all():
-    raise ValueError("a query embedding is not finite; the retriever's parameters have diverged")
-  return query_emb_BD
-
-
-def _check_k(k: int, num_passages: int) -> None:
+def check_queries(query_emb_BD: np.ndarray, k: int, num_passages: int) -> np.ndarray:
+  """The queries in float32; raises ValueError for a k, or a query, that no searcher can answer."""
   if not 1 <= k <= num_passages:
     raise ValueError(f"asked for {k} of {num_passages} passages; ask for 1 to {num_passages}")
+  if not np.isfinite(query_emb_BD).all():
+    raise ValueError("a query embedding is not finite; the retriever's parameters have diverged")
+  return np.ascontiguousarray(query_emb_BD, np.float32)
 
 
 def _replace_padding(passage_id: np.ndarray, score: np.ndarray, num_passages: int) -> tuple[np.ndarray, np.ndarray]:

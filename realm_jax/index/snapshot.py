@@ -19,6 +19,7 @@ from realm_jax.data.packing import PACKING
 from realm_jax.data.passages import PassageStore
 from realm_jax.index.digest import file_digests, sealed, unsealed
 from realm_jax.index.run_dir import RunDir
+from realm_jax.index.scann_process import ScannProcess
 from realm_jax.index.searcher import ExactSearcher, ScannSearcher, Searcher, scann_settings
 
 FORMAT = "realm-snapshot-2"
@@ -185,11 +186,14 @@ def check_fits(run_dir: RunDir, version: int, manifest: dict[str, Any], store: P
 
 def load(
   run_dir: RunDir, version: int, store: PassageStore, *, retrieval_size: int | None = None,
-  params_digest: str | None = None, embedding_digest: str | None = None,
+  params_digest: str | None = None, embedding_digest: str | None = None, beside_a_loop: bool = False,
 ) -> Snapshot:  # fmt: skip
   """Reads a committed snapshot, checking that it belongs to the corpus and that no bit of it changed.
 
-  What is given besides must be what the manifest names.
+  Digests and sizes that are given must be what the manifest names.
+
+  Args:
+    beside_a_loop: loads ScaNN in a process of its own, so that no other thread of this one is stopped.
 
   Raises:
     SnapshotError: names what differs, with the remedy.
@@ -201,7 +205,7 @@ def load(
   )  # fmt: skip
   data = run_dir.snapshot(version) / manifest["writer"]
   try:
-    emb_ND, searcher = read_data(data, manifest)
+    emb_ND, searcher = read_data(data, manifest, beside_a_loop=beside_a_loop)
   except SnapshotError as error:
     raise SnapshotError(f"{error}; delete snapshot {version} and run realm refresh_index --once") from error
   return Snapshot(version, manifest, emb_ND, searcher)
@@ -217,7 +221,9 @@ def write_data(directory: epath.Path, emb_ND: np.ndarray, searcher: Searcher | N
   return file_digests(directory)
 
 
-def read_data(directory: epath.Path, manifest: dict[str, Any]) -> tuple[np.ndarray, Searcher]:
+def read_data(
+  directory: epath.Path, manifest: dict[str, Any], *, beside_a_loop: bool = False
+) -> tuple[np.ndarray, Searcher]:
   """What write_data wrote; raises SnapshotError if a bit of it changed."""
   found = file_digests(directory)
   for name, digest in manifest["file_digest"].items():
@@ -231,7 +237,7 @@ def read_data(directory: epath.Path, manifest: dict[str, Any]) -> tuple[np.ndarr
   if _embedding_digest(emb_ND) != manifest["embedding_digest"] or _first_not_finite(emb_ND) is not None:
     raise SnapshotError(f"{directory / 'embeddings'} is damaged")
   if manifest["searcher"] == "scann":
-    return emb_ND, _load_scann(directory / "scann", len(emb_ND), manifest["searcher_settings"])
+    return emb_ND, _load_scann(directory / "scann", len(emb_ND), manifest["searcher_settings"], beside_a_loop)
   return emb_ND, ExactSearcher(emb_ND)
 
 
@@ -257,8 +263,10 @@ def _save_scann(searcher: ScannSearcher, directory: epath.Path) -> None:
       (directory / path.name).write_bytes(path.read_bytes())
 
 
-def _load_scann(directory: epath.Path, num_passages: int, settings: dict[str, Any]) -> ScannSearcher:
+def _load_scann(directory: epath.Path, num_passages: int, settings: dict[str, Any], beside_a_loop: bool) -> Searcher:
   with tempfile.TemporaryDirectory() as scratch:
     for path in directory.iterdir():
       (pathlib.Path(scratch) / path.name).write_bytes(path.read_bytes())
+    if beside_a_loop:
+      return ScannProcess(scratch, num_passages, settings)
     return ScannSearcher.load(scratch, num_passages, settings)

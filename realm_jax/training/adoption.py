@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
 import threading
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
@@ -190,7 +188,9 @@ class SnapshotFollower:
     )
 
   def _load(self, version: int, **expected: Any) -> Snapshot:
-    return snapshots.load(self._run_dir, version, self._store, retrieval_size=self._retrieval_size, **expected)
+    return snapshots.load(
+      self._run_dir, version, self._store, retrieval_size=self._retrieval_size, beside_a_loop=True, **expected
+    )
 
   def _swap(self, snapshot: Snapshot) -> None:
     adoption = _adoption_of(snapshot, self._step)
@@ -292,9 +292,6 @@ class SnapshotFollower:
       self._warned_age *= 2  # again when it has doubled
 
   def _look_again_and_again(self) -> None:
-    # The step needs the cores: on Linux a thread has a priority of its own, and those that it starts inherit it.
-    with contextlib.suppress(AttributeError, OSError):
-      os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 19)
     while not self._stopped.wait(0.5):
       self.look()
 
