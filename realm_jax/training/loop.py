@@ -9,12 +9,14 @@ from typing import Any
 import jax
 import numpy as np
 import optax
+from jax.sharding import NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
 from realm_jax.config import STAGES, stored_config
 from realm_jax.data.passages import PassageStore
 from realm_jax.data.vocabulary import Vocabulary
 from realm_jax.index.run_dir import RunDir
+from realm_jax.training.abstract_step import step_mesh
 from realm_jax.training.adoption import SnapshotFollower, adoption_settings
 from realm_jax.training.checkpoint import Checkpoints, Restored
 from realm_jax.training.exports import Exports
@@ -39,6 +41,12 @@ def train(config: ConfigDict, run_dir: RunDir, *, log: Callable[[str], None] = p
   from realm_jax.data.tasks import query_batches  # noqa: PLC0415 TensorFlow, which the indexer and `ask` do without
 
   started = time.monotonic()
+  if jax.process_count() > 1:
+    raise ValueError(
+      f"{jax.process_count()} hosts, but training runs on the devices of one host as yet; start it on one of them"
+    )
+  mesh = step_mesh(config, jax.local_devices())
+  split, everywhere = NamedSharding(mesh, PartitionSpec("data")), NamedSharding(mesh, PartitionSpec())
   store = PassageStore(config.corpus)
   store.verify()
   vocabulary = store.vocabulary()
@@ -49,7 +57,7 @@ def train(config: ConfigDict, run_dir: RunDir, *, log: Callable[[str], None] = p
 
   # The order is important. 1. Resume. 2. Claim the directory, with a config that can start. 3. Export, for without
   # parameters there is no index. 4. Wait for an index.
-  state, adoption = _start_or_resume(config, checkpoints, optimizer, vocabulary)
+  state, adoption = _start_or_resume(config, checkpoints, optimizer, vocabulary, everywhere)
   first_step = int(state.step)
   run_dir.write_config(config.to_dict())
   if first_step < config.num_steps:
@@ -69,7 +77,7 @@ def train(config: ConfigDict, run_dir: RunDir, *, log: Callable[[str], None] = p
       run_dir, first_step=first_step, num_steps=config.num_steps, every=config.log_every, stage=config.stage,
       tensorboard=config.tensorboard,
   )  # fmt: skip
-  key = jax.device_put(jax.random.key(config.seed))
+  key = jax.device_put(jax.random.key(config.seed), everywhere)
   queries = query_batches(config.stage, stage.source, batch_size=config.batch_size, first_step=first_step)
 
   def save(step: int) -> None:
@@ -88,7 +96,10 @@ def train(config: ConfigDict, run_dir: RunDir, *, log: Callable[[str], None] = p
       checkpoints.wait()
       raise
     batch = stage.make_batch(next(queries), state.params, index)
-    state, metrics = train_step(state, jax.device_put(batch), key, objective=stage.objective, optimizer=optimizer)
+    with jax.set_mesh(mesh):
+      state, metrics = train_step(
+        state, jax.device_put(batch, split), key, objective=stage.objective, optimizer=optimizer
+      )
     if step == first_step:
       jax.block_until_ready(metrics)
       checkpoints.expect_first((time.monotonic() - started) / 4)
@@ -132,10 +143,12 @@ def make_optimizer(config: ConfigDict, stage: Stage) -> optax.GradientTransforma
   return configured_optimizer(config, stage.frozen)
 
 
-def _start_or_resume(config, checkpoints: Checkpoints, optimizer, vocabulary: Vocabulary) -> Restored:
+def _start_or_resume(
+  config, checkpoints: Checkpoints, optimizer, vocabulary: Vocabulary, sharding: NamedSharding
+) -> Restored:
   if checkpoints.newest_step() is None:
-    return Restored(jax.device_put(init_state(jax.device_put(initial_params(config, vocabulary)), optimizer)), None)
-  sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    params = jax.device_put(initial_params(config, vocabulary), sharding)
+    return Restored(jax.device_put(init_state(params, optimizer), sharding), None)
   abstract = jax.eval_shape(lambda p: init_state(p, optimizer), abstract_params(config, len(vocabulary)))
   abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), abstract)
   return checkpoints.restore(abstract)
