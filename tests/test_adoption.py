@@ -307,7 +307,7 @@ def test_settings_of_the_config():
   with index.unlocked():
     index.update(sync=True, warn_age=7, max_age=2000)
     assert adoption_settings(index) == AdoptionSettings(500, 500, 3600.0, 7, 2000)
-    assert adoption_settings(index, ages=False) == AdoptionSettings(500, 500, 3600.0, 0, 0)
+    assert adoption_settings(index, ages=False) == AdoptionSettings(500, None, 3600.0, 0, 0)
     index.refresh = "inline"
     assert adoption_settings(index) == AdoptionSettings(500, 0, 0.0, 7, 2000)
     index.max_age = 500

@@ -161,7 +161,7 @@ def test_every_flag_of_gcloud_exists(launch, script):
 @pytest.mark.parametrize(
   ("script", "accelerator", "version"),
   [
-    ("tpu_pretrain.sh", "v5litepod-64", "v2-alpha-tpuv5-lite"),
+    ("tpu_pretrain.sh", "v5litepod-8", "v2-alpha-tpuv5-lite"),
     ("tpu_pretrain.sh", "v4-64", "tpu-ubuntu2204-base"),
     ("tpu_pretrain.sh", "v5p-128", "v2-alpha-tpuv5"),
     ("tpu_pretrain.sh", "v6e-64", "v2-alpha-tpuv6e"),

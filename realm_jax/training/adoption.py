@@ -49,7 +49,7 @@ def adoption_settings(index: ConfigDict, *, ages: bool = True) -> AdoptionSettin
   is_inline = index.refresh == "inline"
   return AdoptionSettings(
     export_every=index.export_every,
-    lag=0 if is_inline else index.export_every if index.sync else None,
+    lag=None if not ages else 0 if is_inline else index.export_every if index.sync else None,
     timeout=0.0 if is_inline else index.timeout,  # what the trainer publishes itself is there
     warn_age=(index.warn_age or 10 * index.export_every) if ages else 0,
     max_age=index.max_age if ages else 0,

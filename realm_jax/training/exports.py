@@ -19,8 +19,17 @@ from realm_jax.model.retriever import passage_tower_params
 class Exports:
   """Exports at the multiples of index.export_every, and at the end."""
 
-  def __init__(self, config: ConfigDict, run_dir: RunDir, store: PassageStore, *, log: Callable[[str], None] = print):
-    self._every = config.index.export_every
+  def __init__(
+    self,
+    config: ConfigDict,
+    run_dir: RunDir,
+    store: PassageStore,
+    *,
+    is_frozen: bool = False,
+    log: Callable[[str], None] = print,
+  ):
+    """is_frozen: the passage tower is not trained, and exported once."""
+    self._every, self._is_frozen = config.index.export_every, is_frozen
     self._writer = TowerWriter(run_dir, log=log)
     self._refresher = None
     if config.index.refresh == "inline":
@@ -41,7 +50,7 @@ class Exports:
 
   def write_if_due(self, step: int, params: Any) -> None:
     """Exports before the update after `step` others, where it is time."""
-    if step % self._every == 0:
+    if step % self._every == 0 and not (self._is_frozen and self.newest_step() is not None):
       self._write(step, params)
 
   def write_last(self, step: int, params: Any) -> None:

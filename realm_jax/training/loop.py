@@ -62,14 +62,16 @@ def train(config: ConfigDict, run_dir: RunDir, *, log: Callable[[str], None] = p
   run_dir.write_config(config.to_dict())
   if first_step < config.num_steps:
     run_dir.files.remove(run_dir.done)  # it was done, and is to go on
-  exports = Exports(config, run_dir, store, log=log) if "retriever" in STAGES[config.stage] else None
+  is_frozen = "passage_tower" in stage.frozen
+  exports = None
+  if "retriever" in STAGES[config.stage]:
+    exports = Exports(config, run_dir, store, is_frozen=is_frozen, log=log)
   if exports:
     exports.write_if_due(first_step, state.params)
   follower = None
   if stage.needs_index and exports:
-    ages = "passage_tower" not in stage.frozen
     follower = SnapshotFollower(
-        run_dir, store, adoption_settings(config.index, ages=ages), first_step=first_step,
+        run_dir, store, adoption_settings(config.index, ages=not is_frozen), first_step=first_step,
         retrieval_size=config.model.retrieval_size, newest_export=exports.newest_step(), export_digest=exports.digest,
         in_force=adoption, log=log,
     )  # fmt: skip
