@@ -92,6 +92,7 @@ class SnapshotFollower:
     # What was exported and published from that life is then true of this one.
     self._free_from = max([newest_export or 0, *(s + 1 for s in entries)])
     self._ready: Snapshot | None = None
+    self._retired: Any = None  # given up by the loop; freeing it takes longer than a step can wait
     self._left_out: set[int] = set()
     self._warned_age = float(settings.warn_age)
     self._stopped = threading.Event()
@@ -146,7 +147,10 @@ class SnapshotFollower:
   def look(self) -> None:
     """Loads the newest snapshot that can be adopted, if there is one; `adopt` takes it."""
     # At most two are in memory: the one in force, and the one that is ready or that a replay loads.
-    if self._ready is not None or self._replay or self._step < self._free_from:
+    if self._ready is not None:
+      return
+    self._retired = None
+    if self._replay or self._step < self._free_from:
       return
     for version in reversed(self._run_dir.snapshot_versions()):
       if version <= self.version:
@@ -198,6 +202,7 @@ class SnapshotFollower:
       raise RuntimeError(
         f"{self._run_dir.adoption(self._step)} exists: another trainer works in {self._run_dir.path}; stop one of them"
       )
+    self._retired = getattr(self, "snapshot", None)
     self.adoption, self.snapshot = adoption, snapshot
     self._free_from = max(self._free_from, self._step + 1)  # one a step
     self._warned_age = float(self._settings.warn_age)
