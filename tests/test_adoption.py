@@ -110,6 +110,20 @@ def test_newer_snapshots_are_adopted_when_ready_and_journalled(run_dir, sample_s
   assert journal(run_dir) == [entry(0, 1, 0), entry(33, 2, 20)]
 
 
+def test_a_directory_that_cant_be_reached_for_a_while_is_looked_at_again(run_dir, sample_store, monkeypatch):
+  publish_steps(run_dir, sample_store, 0)
+  with Following(run_dir, sample_store) as following:
+    with monkeypatch.context() as outage:
+      outage.setattr(run_dir.files, "names", lambda directory: 1 / 0)
+      following.versions(10)
+      wait_for(lambda: "tried again" in following.lines[-1], 20, "a line")
+      time.sleep(1.1)  # two more looks
+    line = f"{run_dir.index} can't be looked at, and is tried again: division by zero"
+    assert following.lines.count(line) == 1  # not one each time
+    publish_steps(run_dir, sample_store, 10)
+    following.adopt_soon(20, version=2)
+
+
 def make_journal(run_dir, store):
   """Versions 1 to 5; 1, 2 and 3 were adopted at the steps 0, 3 and 7."""
   publish_steps(run_dir, store, 0, 2, 6, 8, 9)

@@ -7,6 +7,7 @@ import time
 import pytest
 from gcs_server import Faults, serve
 from processes import build_corpus, realm, train
+from test_checkpoint import abstract, adoption, make_state
 
 from realm_jax.data.passages import PassageStore
 from realm_jax.index.digest import tree_digest
@@ -14,6 +15,7 @@ from realm_jax.index.journal import read_journal
 from realm_jax.index.params import restore_params
 from realm_jax.index.run_dir import RunDir
 from realm_jax.index.snapshot import load
+from realm_jax.training.checkpoint import Checkpoints
 
 SYNC = ["--config.index.export_every=3", "--config.index.sync=True", "--config.num_passages=3"]
 
@@ -98,6 +100,32 @@ def test_an_answer_that_is_lost_makes_no_second_owner(server):
       won = list(pool.map(lambda writer: files.create(path, f"writer {writer}"), range(3)))  # noqa: B023
       assert won.count(True) == 1
       assert files.read(path) == f"writer {won.index(True)}".encode()
+
+
+def test_a_damaged_checkpoint_is_copied_aside(server):
+  run_dir = RunDir("gs://bucket/run")
+  checkpoints = Checkpoints(run_dir, keep=2)
+  for step in (10, 20, 30):
+    checkpoints.save(step, make_state(step), adoption(step))
+  checkpoints.close()
+  assert run_dir.checkpoint_steps() == [20, 30]
+  assert server.names("bucket", "run/checkpoints/10/") == []
+  objects = server.buckets["bucket"]
+  whole = server.names("bucket", "run/checkpoints/30/")
+  damaged = max((name for name in whole if "/state/" in name), key=lambda name: len(objects[name].content))
+  content = bytearray(objects[damaged].content)
+  content[len(content) // 2] ^= 4
+  objects[damaged] = objects[damaged]._replace(content=bytes(content))
+  lines = []
+  checkpoints = Checkpoints(run_dir, keep=2, log=lines.append)
+  state, adopted = checkpoints.restore(abstract())
+  checkpoints.close()
+  assert tree_digest(state) == tree_digest(make_state(20)) and adopted == adoption(20)
+  aside = "run/damaged/checkpoints-30-0/"
+  assert len(lines) == 1 and f"moved to gs://bucket/{aside.rstrip('/')}; going on from 20" in lines[0]
+  assert run_dir.checkpoint_steps() == [20]
+  assert server.names("bucket", "run/checkpoints/30/") == []
+  assert server.names("bucket", aside) == [name.replace("run/checkpoints/30/", aside) for name in whole]
 
 
 def test_a_corpus_in_a_bucket_is_copied_once(corpus, server, tmp_path, monkeypatch):

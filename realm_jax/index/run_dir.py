@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 from etils import epath
 
-from realm_jax.index.files import Files, prepare_buckets
+from realm_jax.index.files import Files, names_below, prepare_buckets
 
 T = TypeVar("T")
 
@@ -72,8 +72,14 @@ class RunDir:
     """Moves something damaged out of the way, into `damaged/`, and returns where it is."""
     names = self.files.names(self.damaged)
     number = next(n for n in range(len(names) + 1) if f"{path.parent.name}-{path.name}-{n}" not in names)
-    self.damaged.mkdir(parents=True, exist_ok=True)
-    return path.rename(self.damaged / f"{path.parent.name}-{path.name}-{number}")
+    aside = self.damaged / f"{path.parent.name}-{path.name}-{number}"
+    if not self.is_bucket:
+      self.damaged.mkdir(parents=True, exist_ok=True)
+      return path.rename(aside)
+    for name in names_below(path):  # nothing can be renamed there
+      (path / name).copy(aside / name)
+    self.files.remove_tree(path)
+    return aside
 
   def is_done(self) -> bool:
     """Whether the trainer has made its last step."""

@@ -297,8 +297,16 @@ class SnapshotFollower:
       self._warned_age *= 2  # again when it has doubled
 
   def _look_again_and_again(self) -> None:
+    reason = ""
     while not self._stopped.wait(0.5):
-      self.look()
+      try:
+        self.look()
+        reason = ""
+      # Whatever a bucket's library raises when it gives up. Without this thread the index would grow old for ever.
+      except Exception as error:  # noqa: BLE001
+        if str(error) != reason:
+          self._log(f"{self._run_dir.index} can't be looked at, and is tried again: {error}")
+        reason = str(error)
 
 
 def _adoption_of(snapshot: Snapshot, step: int) -> Adoption:
