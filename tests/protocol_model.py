@@ -206,7 +206,7 @@ def adopt(state: State, t: Trainer, journal: dict, guards: frozenset[str]) -> It
   entry = journal.get(t.step) or (
     not t.in_force[0] and journal.get(max((s for s in journal if s <= t.step), default=-1))
   )
-  if entry:  # _load_journalled
+  if entry and not t.candidate:  # _load_journalled; the journal is read at the start, not beside a load
     version, content = entry
     found = read(disk, version, commits)
     if version in state.lost and (found is None or (found != content and "journal names the content" in guards)):
