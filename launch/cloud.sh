@@ -26,6 +26,20 @@ say() { printf '== %s\n' "$*" >&2; }
 
 quoted() { printf ' %q' "$@"; }
 
+# pretrain_with ATTENTION: the first machine trains, the second refreshes the index. What realm plan says fits; see
+# docs/performance.md.
+pretrain_with() {
+  local train=(
+    train --config=configs/pretrain.py --config.corpus="$CORPUS" --config.init="$INIT" --workdir="$WORKDIR"
+    --config.model.dtype=bfloat16 --config.model.attention="$1" --config.model.attention_dropout_rate=0
+    --config.model.remat=True --config.index.timeout=86400 "${more_flags[@]}"
+  )
+  declare -gA arguments=(
+    ["${names[0]}"]="$(quoted "${train[@]}")"
+    ["${names[1]}"]="$(quoted refresh_index --workdir="$WORKDIR" --quiet)"
+  )
+}
+
 # Shows a gcloud command, ready to be pasted.
 show() { printf '+ gcloud%s\n' "$(quoted "$@")" >&2; }
 

@@ -65,13 +65,5 @@ copy_to() {
 }
 
 split_arguments "$@"
-train=(
-  train --config=configs/pretrain.py --config.corpus="$CORPUS" --config.init="$INIT" --workdir="$WORKDIR"
-  --config.model.dtype=bfloat16 --config.model.attention=cudnn --config.model.attention_dropout_rate=0
-  --config.model.remat=True --config.index.timeout=86400 "${more_flags[@]}"
-)
-declare -A arguments=(
-  ["${names[0]}"]="$(quoted "${train[@]}")"
-  ["${names[1]}"]="$(quoted refresh_index --workdir="$WORKDIR" --quiet)"
-)
+pretrain_with cudnn
 main "${own_flags[@]}"

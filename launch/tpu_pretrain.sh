@@ -35,14 +35,5 @@ source "$(dirname "${BASH_SOURCE[0]}")/cloud.sh"
 names=("$NAME-trainer" "$NAME-indexer")
 declare -A accelerators=(["${names[0]}"]="${TRAINER:-v5litepod-8}" ["${names[1]}"]="${INDEXER:-v5litepod-1}")
 split_arguments "$@"
-# What realm plan says fits; see docs/performance.md.
-train=(
-  train --config=configs/pretrain.py --config.corpus="$CORPUS" --config.init="$INIT" --workdir="$WORKDIR"
-  --config.model.dtype=bfloat16 --config.model.attention=splash --config.model.attention_dropout_rate=0
-  --config.model.remat=True --config.index.timeout=86400 "${more_flags[@]}"
-)
-declare -A arguments=(
-  ["${names[0]}"]="$(quoted "${train[@]}")"
-  ["${names[1]}"]="$(quoted refresh_index --workdir="$WORKDIR" --quiet)"
-)
+pretrain_with splash
 main "${own_flags[@]}"
