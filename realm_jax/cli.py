@@ -53,7 +53,7 @@ def run(arguments: Sequence[str]) -> int:
   logging.set_verbosity(logging.ERROR)  # Orbax tells of every file it doesn't find
   try:
     verb.main(values, positional)
-  except (ValueError, OSError, ImportError, TimeoutError, RuntimeError) as error:
+  except (ValueError, OSError, ImportError, TimeoutError, RuntimeError, FloatingPointError) as error:
     if os.environ.get("REALM_DEBUG"):
       raise
     print(f"realm {name}: {error}\n(REALM_DEBUG=1 shows where)", file=sys.stderr)

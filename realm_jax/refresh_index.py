@@ -33,11 +33,10 @@ def main(values: flags.FlagValues, positional: list[str]) -> None:
   if positional:
     raise ValueError(f"unexpected {positional[0]!r}")
   run_dir = RunDir(values.workdir)
-  # Once is for a scheduler, which comes again: what is not there yet is not waited for.
-  default = 0.0 if values.once else None
-  wait = values.timeout if values.timeout is not None else default
-  config = stored_config(run_dir.read_config(timeout=600.0 if wait is None else wait))
-  timeout = config.index.timeout if wait is None else wait
+  timeout = values.timeout
+  if timeout is None and values.once:
+    timeout = 0.0  # it is for a scheduler, which comes again: what is not there yet is not waited for
+  config = stored_config(run_dir.read_config(timeout=600.0 if timeout is None else timeout))
   store = PassageStore(config.corpus)
   store.verify()
   log = tqdm.tqdm.write
@@ -56,7 +55,7 @@ def main(values: flags.FlagValues, positional: list[str]) -> None:
     abstract_tower_params(tower, store.passage_length),
     once=values.once,
     in_order=config.index.sync,
-    timeout=timeout,
+    timeout=config.index.timeout if timeout is None else timeout,
     log=log,
   )
   print(f"{num_published} snapshots published in {run_dir.index}")

@@ -2,9 +2,9 @@
 
   python -m tests.faults kill --victim=trainer --number=200 --seed=1     or indexer, both
   python -m tests.faults corrupt --flips=1000 --cuts=200 --swaps=200 --seed=1
-  python -m tests.faults disk
 
-A failure prints the command that repeats it. Everything is written below a temporary directory.
+A failure prints the command that repeats it. Everything is written below a temporary directory. Full and read-only
+disks: tests/test_faults.py.
 """
 
 from __future__ import annotations
@@ -272,6 +272,18 @@ def newest_files(root: pathlib.Path, area: str) -> list[pathlib.Path]:
   return sorted(p for p in directory.rglob("*") if p.is_file() and p.stat().st_size)
 
 
+def misplace(directory: pathlib.Path, draws: random.Random) -> str:
+  """The newest step or version under another number, or the one before under its number."""
+  *_, before, newest = sorted((p for p in directory.iterdir() if p.name.isdigit()), key=lambda p: int(p.name))
+  if draws.random() < 0.5:
+    later = newest.with_name(f"{int(newest.name) + 7:0{len(newest.name)}d}")
+    newest.rename(later)
+    return f"{newest.name} renamed to {later.name}"
+  shutil.rmtree(newest)
+  shutil.copytree(before, newest)
+  return f"{newest.name} replaced by {before.name}"
+
+
 def damage(kind: str, files: list[pathlib.Path], draws: random.Random) -> str:
   """Does one kind of damage to one of the files; returns what was done."""
   # By size, for one in two: most bits are in the arrays, most structure in the small files.
@@ -305,7 +317,10 @@ def trial(readers: Readers, known: dict, whole: pathlib.Path, scratch: pathlib.P
   area = draws.choice(list(AREAS))
   shutil.rmtree(scratch, ignore_errors=True)
   shutil.copytree(whole / AREAS[area], scratch / AREAS[area])
-  what = damage(kind, newest_files(scratch, area), draws)
+  if kind == "swaps" and area != "corpus" and draws.random() < 0.3:
+    what = misplace(scratch / AREAS[area], draws)
+  else:
+    what = damage(kind, newest_files(scratch, area), draws)
   try:
     name, digest = getattr(readers, area)(scratch)
   except Exception as error:  # noqa: BLE001 a refusal: for the corpus, which has no version before

@@ -13,9 +13,9 @@ import pytest
 from realm_jax.config import paper_config
 from realm_jax.index import journal as journals
 from realm_jax.index.deletion import delete_old
-from realm_jax.index.digest import unsealed
 from realm_jax.index.journal import Adoption
 from realm_jax.index.run_dir import RunDir, wait_for
+from realm_jax.index.seal import unsealed
 from realm_jax.index.snapshot import Slice, publish, read_manifest
 from realm_jax.training.adoption import AdoptionSettings, SnapshotFollower, adoption_settings
 
@@ -58,7 +58,9 @@ class Following:
 
 
 def journal(run_dir):
-  return [unsealed(json.loads(run_dir.adoption(step).read_text())) for step in run_dir.adoption_steps()]
+  return [
+    unsealed(json.loads(run_dir.adoption(step).read_text()), f"adoptions/{step}") for step in run_dir.adoption_steps()
+  ]
 
 
 def entry(step, version, params_step):
@@ -318,19 +320,19 @@ def test_the_age_of_slices_is_their_mean(run_dir, sample_store):
 
 def test_settings_of_the_config():
   index = paper_config("pretrain").index
-  assert adoption_settings(index) == AdoptionSettings(500, None, 3600.0, 5000, 0)
+  assert adoption_settings(index, is_frozen=False) == AdoptionSettings(500, None, 3600.0, 5000, 0)
   with index.unlocked():
     index.update(sync=True, warn_age=7, max_age=2000)
-    assert adoption_settings(index) == AdoptionSettings(500, 500, 3600.0, 7, 2000)
-    assert adoption_settings(index, ages=False) == AdoptionSettings(500, None, 3600.0, 0, 0)
+    assert adoption_settings(index, is_frozen=False) == AdoptionSettings(500, 500, 3600.0, 7, 2000)
+    assert adoption_settings(index, is_frozen=True) == AdoptionSettings(500, None, 3600.0, 0, 0)
     index.refresh = "inline"
-    assert adoption_settings(index) == AdoptionSettings(500, 0, 0.0, 7, 2000)
+    assert adoption_settings(index, is_frozen=False) == AdoptionSettings(500, 0, 0.0, 7, 2000)
     index.max_age = 500
     with pytest.raises(ValueError, match="^index.max_age=500, but parameters are exported every 500 steps; set it to"):
-      adoption_settings(index)
+      adoption_settings(index, is_frozen=False)
     index.refresh = "thread"
     with pytest.raises(ValueError, match="^index.refresh='thread', expected process or inline$"):
-      adoption_settings(index)
+      adoption_settings(index, is_frozen=False)
 
 
 def test_sync_adopts_at_multiples_only_and_waits_for_the_one_before(run_dir, sample_store):

@@ -79,6 +79,10 @@ DAMAGES = {
   "missing arrays": lambda run_dir, step: (run_dir.checkpoints / str(step) / "state").rmtree(),
   "a missing meta": lambda run_dir, step: (run_dir.checkpoints / str(step) / "meta").rmtree(),
   "a changed meta": lambda run_dir, step: flip(run_dir.checkpoints / str(step) / "meta" / "metadata"),
+  "a checkpoint of another step": lambda run_dir, step: (
+    (run_dir.checkpoints / str(step)).rmtree(),
+    shutil.copytree(run_dir.checkpoints / "10", run_dir.checkpoints / str(step)),
+  ),
   "arrays of another step": lambda run_dir, step: (
     (run_dir.checkpoints / str(step) / "state").rmtree(),
     shutil.copytree(run_dir.checkpoints / "10" / "state", run_dir.checkpoints / str(step) / "state"),

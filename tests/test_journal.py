@@ -4,9 +4,9 @@ import json
 
 import pytest
 
-from realm_jax.index.digest import sealed
 from realm_jax.index.journal import Adoption, claim, correct, read_journal, record, versions_in_use
 from realm_jax.index.run_dir import RunDir
+from realm_jax.index.seal import sealed
 
 
 def adoption(step, version):
@@ -29,7 +29,7 @@ def test_a_step_is_recorded_once(tmp_path):
   assert read_journal(run_dir).entries == {20: adoption(20, 2)}
   text = json.loads(run_dir.adoption(20).read_text())
   expected = {"step": 20, "version": 2, "params_digest": "params2", "embedding_digest": "embedding2"}
-  assert text == sealed(expected)
+  assert text == sealed(expected, "adoptions/20")
 
 
 @pytest.mark.parametrize(

@@ -63,3 +63,19 @@ def test_a_run_from_the_start_drops_all_lines(tmp_path):
   log_steps(run_dir, 0, 12)
   log_steps(run_dir, 0, 5)
   assert [line["step"] for line in read(run_dir)] == [5]
+
+
+@pytest.mark.parametrize(
+  "damaged", [b'{"step": 10, "loss" 8.0}\n', b'{"step": "ten"}\n', b"[10]\n", b"\xff\xfe\n", b"\n"]
+)
+def test_a_damaged_line_stops_no_run(tmp_path, damaged, monkeypatch):
+  said = []
+  monkeypatch.setattr("tqdm.tqdm.write", said.append)
+  run_dir = RunDir(tmp_path)
+  log_steps(run_dir, 0, 12)
+  assert said == []
+  lines = run_dir.metrics.read_bytes().splitlines(keepends=True)
+  run_dir.metrics.write_bytes(lines[0] + damaged + lines[2])
+  log_steps(run_dir, 12, 15, num_steps=15)
+  assert [line["step"] for line in read(run_dir)] == [5, 12, 15]
+  assert said == [f"{run_dir.metrics}: 1 damaged lines are left out"]

@@ -62,7 +62,7 @@ def test_wait_for_says_what_it_waited_for():
 
 
 def test_wait_for_asks_once_even_without_time():
-  wait_for(lambda: True, 0.0, "nothing")
+  assert wait_for(lambda: "there", 0.0, "nothing") == "there"
 
 
 def test_config_round_trip_and_its_timeout(tmp_path):
@@ -73,7 +73,12 @@ def test_config_round_trip_and_its_timeout(tmp_path):
     run_dir.read_config()
   run_dir.write_config({"b": 1, "a": {"c": [1.5, None]}})
   assert run_dir.read_config() == {"a": {"c": [1.5, None]}, "b": 1}
-  assert list(json.loads(run_dir.config.read_text())) == ["a", "b"]
+  assert list(json.loads(run_dir.config.read_text())) == ["a", "b", "seal"]
+  content = run_dir.config.read_text()
+  for damaged in (content.replace("1.5", "1.4"), content.replace("seal", "seam"), content[:-3], "[]", "{}"):
+    run_dir.config.write_text(damaged)
+    with pytest.raises(ValueError, match=r"/config\.json is damaged \(.*\); delete it, and start realm train with the"):
+      run_dir.read_config()
 
 
 def test_what_is_set_aside_gets_a_name_of_its_own(tmp_path):

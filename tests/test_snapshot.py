@@ -11,9 +11,9 @@ import pytest
 import xxhash
 
 from realm_jax.index import snapshot as snapshots
-from realm_jax.index.digest import sealed, unsealed
 from realm_jax.index.files import Files
 from realm_jax.index.run_dir import RunDir
+from realm_jax.index.seal import sealed
 from realm_jax.index.searcher import ExactSearcher, ScannSearcher
 from realm_jax.index.snapshot import Slice, SnapshotError, load, publish, read_manifest
 
@@ -158,6 +158,21 @@ def test_a_field_that_was_changed_afterwards_breaks_the_seal(tmp_path, sample_st
     load(run_dir, 1, sample_store)
 
 
+def test_versions_that_were_swapped_or_renamed_are_refused(tmp_path, sample_store):
+  run_dir = RunDir(tmp_path)
+  assert [publish_one(run_dir, sample_store, step=step) for step in (1, 2)] == [1, 2]
+  run_dir.snapshot(1).rename(tmp_path / "other")
+  run_dir.snapshot(2).rename(run_dir.snapshot(1))
+  (tmp_path / "other").rename(run_dir.snapshot(5))
+  for version in (1, 5):
+    with pytest.raises(
+      SnapshotError, match=rf"its seal is not that of index/{version}: .*; delete snapshot {version} "
+    ):
+      load(run_dir, version, sample_store)
+  assert publish_one(run_dir, sample_store, step=2) == 6  # neither counts as published
+  assert load(run_dir, 6, sample_store).params_step == 2
+
+
 def test_a_file_that_says_other_embeddings_than_the_manifest_is_refused(tmp_path, sample_store):
   run_dir = RunDir(tmp_path)
   publish_one(run_dir, sample_store)
@@ -179,7 +194,9 @@ def test_embeddings_that_are_not_finite_are_never_loaded(tmp_path, sample_store,
 def rewrite_manifest(run_dir, fields, *, seal=True):
   path = run_dir.snapshot_commit(1)
   manifest = json.loads(path.read_text())
-  path.write_text(json.dumps(sealed(unsealed(manifest) | fields) if seal else manifest | fields))
+  fields = manifest | fields
+  del fields["seal"]
+  path.write_text(json.dumps(sealed(fields, "index/1") if seal else fields | {"seal": manifest["seal"]}))
 
 
 def test_another_corpus_is_refused(tmp_path, sample_store):

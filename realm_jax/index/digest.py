@@ -1,8 +1,7 @@
-"""Digests of parameter trees, files and JSON texts: Orbax does not notice a flipped bit, these do."""
+"""Digests of parameter trees and files: Orbax does not notice a flipped bit, these do."""
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 import jax
@@ -42,22 +41,3 @@ def _file_digest(path: epath.Path) -> str:
     while piece := file.read(_PIECE):
       digest.update(piece)
   return digest.hexdigest()
-
-
-def sealed(content: dict[str, Any]) -> dict[str, Any]:
-  """The content with a digest of its own, "seal"."""
-  return content | {"seal": _seal(content)}
-
-
-def unsealed(content: Any) -> dict[str, Any]:
-  """What was sealed; raises ValueError where it is not what was written."""
-  if not isinstance(content, dict):
-    raise ValueError(f"expected a JSON object, found {type(content).__name__}")
-  rest = {name: value for name, value in content.items() if name != "seal"}
-  if content.get("seal") != _seal(rest):
-    raise ValueError("its seal differs")
-  return rest
-
-
-def _seal(content: dict[str, Any]) -> str:
-  return xxhash.xxh3_128_hexdigest(json.dumps(content, sort_keys=True).encode())

@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 from typing import NamedTuple
 
-from realm_jax.index.digest import sealed, unsealed
 from realm_jax.index.run_dir import RunDir
+from realm_jax.index.seal import sealed, unsealed
+
+_CLAIM = "adoptions/CLAIM"
 
 
 class Adoption(NamedTuple):
@@ -30,7 +32,7 @@ def read_journal(run_dir: RunDir) -> Journal:
   for step in run_dir.adoption_steps():
     text = run_dir.files.read(run_dir.adoption(step))
     try:
-      entries[step] = Adoption(**unsealed(json.loads(text or b"")))
+      entries[step] = Adoption(**unsealed(json.loads(text or b""), _place(step)))
     except (ValueError, TypeError) as error:
       damaged[step] = str(error)
   return Journal(entries, damaged)
@@ -48,7 +50,7 @@ def correct(run_dir: RunDir, adoption: Adoption) -> None:
 
 def claim(run_dir: RunDir, version: int) -> None:
   """Says that the trainer is loading a version: the indexer spares it, whether or not it is adopted."""
-  run_dir.files.replace(run_dir.claim, json.dumps(sealed({"version": version})))
+  run_dir.files.replace(run_dir.claim, json.dumps(sealed({"version": version}, _CLAIM)))
 
 
 def versions_in_use(run_dir: RunDir) -> set[int] | None:
@@ -63,10 +65,14 @@ def versions_in_use(run_dir: RunDir) -> set[int] | None:
   in_force = max((step for step in entries if step <= oldest_checkpoint), default=0)
   used = {entry.version for step, entry in entries.items() if step >= in_force}
   try:
-    return None if damaged else used | ({unsealed(json.loads(text))["version"]} if text is not None else set())
+    return None if damaged else used | ({unsealed(json.loads(text), _CLAIM)["version"]} if text is not None else set())
   except (ValueError, KeyError):  # the trainer's next claim writes it anew
     return None
 
 
 def _text(adoption: Adoption) -> str:
-  return json.dumps(sealed(adoption._asdict()))
+  return json.dumps(sealed(adoption._asdict(), _place(adoption.step)))
+
+
+def _place(step: int) -> str:
+  return f"adoptions/{step}"

@@ -10,8 +10,14 @@ import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 
-from realm_jax.index.digest import tree_digest, unsealed
+from realm_jax.index.digest import tree_digest
 from realm_jax.index.run_dir import RunDir
+from realm_jax.index.seal import first_line, unsealed
+
+
+def checkpoint_place(step: int) -> str:
+  """What a checkpoint's meta is sealed for."""
+  return f"checkpoints/{step}"
 
 
 def restore_params(run_dir: RunDir, step: int | None = None) -> tuple[int, Any]:
@@ -34,7 +40,7 @@ def restore_params(run_dir: RunDir, step: int | None = None) -> tuple[int, Any]:
     try:
       return candidate, _read(run_dir.checkpoints / str(candidate))
     except Exception as error:  # noqa: BLE001 whatever a damaged file makes Orbax raise
-      reasons.append(f"checkpoint {candidate} is damaged ({(str(error) or type(error).__name__).splitlines()[0]})")
+      reasons.append(f"checkpoint {candidate} is damaged ({first_line(error)})")
       print(f"{run_dir.path}: {reasons[-1]}", file=sys.stderr)
   raise ValueError(
     f"no checkpoint in {run_dir.checkpoints} can be read: {'; '.join(reasons)}; restore it from a backup"
@@ -54,7 +60,7 @@ def _read(checkpoint: epath.Path) -> Any:
       ),
     )["params"]
   with ocp.Checkpointer(ocp.JsonCheckpointHandler()) as checkpointer:
-    meta = unsealed(checkpointer.restore(checkpoint / "meta"))
+    meta = unsealed(checkpointer.restore(checkpoint / "meta"), checkpoint_place(int(checkpoint.name)))
   if tree_digest(params) != meta["params_digest"]:
     raise ValueError("its digest differs")
   return params

@@ -38,18 +38,11 @@ def refresh_settings(index: Any) -> RefreshSettings:
   Raises:
     ValueError: a number below 1.
   """
-  scann = {
-    "num_leaves": index.scann.num_leaves,
-    "num_leaves_searched": index.scann.num_leaves_searched,
-    "rescored": index.scann.rescored,
-    "training_sample_size": index.scann.training_sample_size,
-    "anisotropic_threshold": index.scann.anisotropic_threshold,
-    "soar_lambda": index.scann.soar_lambda,
-    "overretrieve_factor": index.scann.overretrieve_factor,
-  }
   if index.searcher not in ("auto", "exact", "scann"):
     raise ValueError(f"index.searcher={index.searcher!r}, expected auto, exact or scann")
-  settings = RefreshSettings(index.searcher, index.exact_below, index.keep, index.batch_size, index.num_slices, scann)
+  settings = RefreshSettings(
+    index.searcher, index.exact_below, index.keep, index.batch_size, index.num_slices, index.scann.to_dict()
+  )
   for name in ("keep", "num_slices", "batch_size"):
     if getattr(settings, name) < 1:
       raise ValueError(f"index.{name}={getattr(settings, name)}, expected at least 1")

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 from etils import epath
 
 from realm_jax.index.files import Files, names_below, prepare_buckets
+from realm_jax.index.seal import sealed, unsealed
 
 T = TypeVar("T")
 
@@ -88,12 +89,24 @@ class RunDir:
   def write_config(self, config: dict[str, Any]) -> None:
     """Writes config.json whole or not at all."""
     self.path.mkdir(parents=True, exist_ok=True)
-    self.files.replace(self.config, json.dumps(config, indent=2, sort_keys=True) + "\n")
+    self.files.replace(self.config, json.dumps(sealed(config, "config.json"), indent=2, sort_keys=True) + "\n")
 
   def read_config(self, *, timeout: float = 0.0) -> dict[str, Any]:
-    """The config that the trainer stored; waits up to `timeout` seconds for it."""
+    """The config that the trainer stored; waits up to `timeout` seconds for it.
+
+    Raises:
+      TimeoutError: it did not come.
+      ValueError: it is not what was written.
+    """
     what = f"config.json in {self.path}: start realm train with this --workdir, or check the path"
-    return json.loads(wait_for(lambda: self.files.read(self.config), timeout, what))
+    text = wait_for(lambda: self.files.read(self.config), timeout, what)
+    try:
+      return unsealed(json.loads(text), "config.json")
+    except ValueError as error:
+      raise ValueError(
+        f"{self.config} is damaged ({error}); delete it, and start realm train with the run's config and flags, which "
+        "writes it again"
+      ) from error
 
   def _committed_by_orbax(self, directory: epath.Path) -> list[int]:
     steps = self._numbers(directory)

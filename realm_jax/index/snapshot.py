@@ -17,9 +17,10 @@ from etils import epath
 
 from realm_jax.data.packing import PACKING
 from realm_jax.data.passages import PassageStore
-from realm_jax.index.digest import file_digests, sealed, unsealed
+from realm_jax.index.digest import file_digests
 from realm_jax.index.run_dir import RunDir
 from realm_jax.index.scann_process import ScannProcess
+from realm_jax.index.seal import sealed, unsealed
 from realm_jax.index.searcher import ExactSearcher, ScannSearcher, Searcher, scann_settings
 
 FORMAT = "realm-snapshot-2"
@@ -129,7 +130,7 @@ def publish(
       if max(run_dir.snapshot_versions(), default=0) < version:
         raise
       continue  # another writer was faster, and has cleaned up
-    if run_dir.files.create(run_dir.snapshot_commit(version), json.dumps(sealed(content), indent=1)):
+    if run_dir.files.create(run_dir.snapshot_commit(version), json.dumps(sealed(content, _place(version)), indent=1)):
       return version
     run_dir.files.remove_tree(data)
 
@@ -157,7 +158,7 @@ def read_manifest(run_dir: RunDir, version: int) -> dict[str, Any]:
   if text is None:
     raise SnapshotError(f"snapshot {version} is not in {run_dir.index} (no {path}); run realm refresh_index --once")
   try:
-    manifest = unsealed(json.loads(text))
+    manifest = unsealed(json.loads(text), _place(version))
   except ValueError as error:
     raise SnapshotError(f"{path} is damaged ({error}); {remedy}") from error
   if manifest.get("format") != FORMAT:
@@ -165,7 +166,11 @@ def read_manifest(run_dir: RunDir, version: int) -> dict[str, Any]:
   return manifest
 
 
-def check_fits(run_dir: RunDir, version: int, manifest: dict[str, Any], store: PassageStore, **expected: Any) -> None:
+def _place(version: int) -> str:
+  return f"index/{version}"
+
+
+def _check_fits(run_dir: RunDir, version: int, manifest: dict[str, Any], store: PassageStore, **expected: Any) -> None:
   """Raises SnapshotError where a manifest does not belong to the corpus, or has not the `expected` values."""
   expected = {
     "corpus_digest": store.content_digest,
@@ -178,9 +183,8 @@ def check_fits(run_dir: RunDir, version: int, manifest: dict[str, Any], store: P
   for name, value in expected.items():
     if manifest.get(name) != value:
       raise SnapshotError(
-        f"snapshot {version} of {run_dir.path} has {name} {manifest.get(name)!r}, "
-        f"the corpus {store.path} and the model "
-        f"have {value!r}; run realm refresh_index --once with this corpus"
+        f"snapshot {version} of {run_dir.path} has {name} {manifest.get(name)!r}, the corpus {store.path} and the "
+        f"model have {value!r}; run realm refresh_index --once with this corpus"
       )
 
 
@@ -199,7 +203,7 @@ def load(
     SnapshotError: names what differs, with the remedy.
   """
   manifest = read_manifest(run_dir, version)
-  check_fits(
+  _check_fits(
       run_dir, version, manifest, store,
       retrieval_size=retrieval_size, params_digest=params_digest, embedding_digest=embedding_digest,
   )  # fmt: skip

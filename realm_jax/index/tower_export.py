@@ -11,6 +11,7 @@ import orbax.checkpoint as ocp
 
 from realm_jax.index.digest import is_finite, tree_digest
 from realm_jax.index.run_dir import RunDir
+from realm_jax.index.seal import first_line, sealed, unsealed
 
 _KEPT = 3  # the indexer may still be reading the last but one
 
@@ -35,6 +36,7 @@ class TowerWriter:
     )
     self._log = log
     self._digests: dict[int, str] = {}  # of this life
+    self._set_damaged_aside(run_dir)
 
   def newest_step(self) -> int | None:
     return self._manager.latest_step()
@@ -47,11 +49,6 @@ class TowerWriter:
       except Exception:  # noqa: BLE001 whatever a damaged file makes Orbax raise
         return None
     return self._digests.get(step)
-
-  def is_newest(self, params: Any) -> bool:
-    """Whether the newest export has these parameters."""
-    newest = self.newest_step()
-    return newest is not None and self.digest(newest) == tree_digest(params)
 
   def write(self, step: int, params: Any) -> str:
     """Exports the parameters of a step. A replayed step is exported already, with the same bits.
@@ -79,7 +76,10 @@ class TowerWriter:
       return digest  # it was there, and has been deleted as an old one
     self._manager.save(
       step,
-      args=ocp.args.Composite(params=ocp.args.StandardSave(params), manifest=ocp.args.JsonSave({"digest": digest})),
+      args=ocp.args.Composite(
+        params=ocp.args.StandardSave(params),
+        manifest=ocp.args.JsonSave(sealed({"digest": digest}, _place(step))),
+      ),
       force=True,  # Orbax would not write a step below the newest
     )
     return digest
@@ -91,8 +91,19 @@ class TowerWriter:
   def close(self) -> None:
     self._manager.close()  # waits for the last save, and raises what went wrong in it
 
+  def _set_damaged_aside(self, run_dir: RunDir) -> None:
+    """What stands under a later number than its own would hide that the steps before are still to be exported."""
+    for step in self._manager.all_steps():
+      try:
+        self._read_digest(step)
+      except Exception as error:  # noqa: BLE001 whatever a damaged file makes Orbax raise
+        aside = run_dir.set_aside(run_dir.retriever / str(step))
+        self._log(f"the export of step {step} is damaged ({first_line(error)}) and was moved to {aside}")
+    self._manager.reload()
+
   def _read_digest(self, step: int) -> str:
-    return self._manager.restore(step, args=ocp.args.Composite(manifest=ocp.args.JsonRestore()))["manifest"]["digest"]
+    manifest = self._manager.restore(step, args=ocp.args.Composite(manifest=ocp.args.JsonRestore()))["manifest"]
+    return unsealed(manifest, _place(step))["digest"]
 
   def _is_whole(self, step: int, digest: str) -> bool:
     self._manager.wait_until_finished()
@@ -115,16 +126,16 @@ def read_export(run_dir: RunDir, step: int, abstract_params: Any) -> Export:
     with ocp.StandardCheckpointer() as checkpointer:
       params = checkpointer.restore(where / "params", abstract_params)
     with ocp.Checkpointer(ocp.JsonCheckpointHandler()) as checkpointer:
-      digest = checkpointer.restore(where / "manifest")["digest"]
+      digest = unsealed(checkpointer.restore(where / "manifest"), _place(step))["digest"]
   except Exception as error:  # whatever a damaged file makes Orbax raise
     if step not in run_dir.export_steps():
       raise FileNotFoundError(where) from error
-    raise DamagedExport(f"{where} is damaged ({_first_line(error)}); the next export replaces it") from error
+    raise DamagedExport(f"{where} is damaged ({first_line(error)}); the next export replaces it") from error
   found = tree_digest(params)
   if digest != found:
     raise DamagedExport(f"{where} is damaged: its digest is {found}, written was {digest}; the next export replaces it")
   return Export(step, found, params)
 
 
-def _first_line(error: Exception) -> str:
-  return (str(error) or type(error).__name__).splitlines()[0]
+def _place(step: int) -> str:
+  return f"retriever/{step}"

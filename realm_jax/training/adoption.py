@@ -33,8 +33,8 @@ class AdoptionSettings(NamedTuple):
   max_age: int = 0
 
 
-def adoption_settings(index: ConfigDict, *, ages: bool = True) -> AdoptionSettings:
-  """From config.index; an index of a tower that is not trained does not age.
+def adoption_settings(index: ConfigDict, *, is_frozen: bool) -> AdoptionSettings:
+  """From config.index. A tower that is not trained is embedded once, and its index does not age.
 
   Raises:
     ValueError: an age limit that no snapshot can keep, or an unknown way to refresh.
@@ -47,12 +47,15 @@ def adoption_settings(index: ConfigDict, *, ages: bool = True) -> AdoptionSettin
       "best to several times index.export_every"
     )
   is_inline = index.refresh == "inline"
+  timeout = 0.0 if is_inline else index.timeout  # what the trainer publishes itself is there
+  if is_frozen:
+    return AdoptionSettings(index.export_every, timeout=timeout)
   return AdoptionSettings(
     export_every=index.export_every,
-    lag=None if not ages else 0 if is_inline else index.export_every if index.sync else None,
-    timeout=0.0 if is_inline else index.timeout,  # what the trainer publishes itself is there
-    warn_age=(index.warn_age or 10 * index.export_every) if ages else 0,
-    max_age=index.max_age if ages else 0,
+    lag=0 if is_inline else index.export_every if index.sync else None,
+    timeout=timeout,
+    warn_age=index.warn_age or 10 * index.export_every,
+    max_age=index.max_age,
   )
 
 
@@ -92,7 +95,7 @@ class SnapshotFollower:
     # What was exported and published from that life is then true of this one.
     self._free_from = max([newest_export or 0, *(s + 1 for s in entries)])
     self._ready: Snapshot | None = None
-    self._retired: Any = None  # given up by the loop; freeing it takes longer than a step can wait
+    self._retired: Snapshot | None = None  # given up by the loop; freeing it takes longer than a step can wait
     self._left_out: set[int] = set()
     self._warned_age = float(settings.warn_age)
     self._stopped = threading.Event()
@@ -134,7 +137,7 @@ class SnapshotFollower:
       if self._ready is None and max_age and self.age(step) >= max_age:
         self._wait_for_younger(step)
       if self._ready is not None:
-        ready, self._ready = self._ready, None
+        ready, self._ready, self._retired = self._ready, None, self.snapshot
         self._swap(ready)
     self._warn_of_age(step)
     return self.snapshot
@@ -202,7 +205,6 @@ class SnapshotFollower:
       raise RuntimeError(
         f"{self._run_dir.adoption(self._step)} exists: another trainer works in {self._run_dir.path}; stop one of them"
       )
-    self._retired = getattr(self, "snapshot", None)
     self.adoption, self.snapshot = adoption, snapshot
     self._free_from = max(self._free_from, self._step + 1)  # one a step
     self._warned_age = float(self._settings.warn_age)

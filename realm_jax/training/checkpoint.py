@@ -9,9 +9,11 @@ from typing import Any, NamedTuple
 import jax
 import orbax.checkpoint as ocp
 
-from realm_jax.index.digest import is_finite, sealed, tree_digest, unsealed
+from realm_jax.index.digest import is_finite, tree_digest
 from realm_jax.index.journal import Adoption
+from realm_jax.index.params import checkpoint_place
 from realm_jax.index.run_dir import RunDir
+from realm_jax.index.seal import first_line, sealed, unsealed
 from realm_jax.training.step import TrainState
 
 
@@ -58,25 +60,19 @@ class Checkpoints:
         f"{self._manager.latest_step()}; start from it with --config.init={self._run_dir.path} and a lower "
         "optimizer.learning_rate, in another --workdir"
       )
-    meta = sealed({
+    meta = {
       "digest": tree_digest(host_state),
       "params_digest": tree_digest(host_state.params),
       "adoption": adoption._asdict() if adoption else None,
-    })  # fmt: skip
-    saved = self._manager.save(
-      step, args=ocp.args.Composite(state=ocp.args.StandardSave(state._asdict()), meta=ocp.args.JsonSave(meta))
-    )
-    if not saved:  # Orbax says nothing when a newer step exists
+    }
+    if not self._save(step, state._asdict(), meta):  # Orbax says nothing when a newer step exists
       raise ValueError(
         f"checkpoint {step} was not saved: {self._manager.directory} holds a newer one; use another --workdir"
       )
 
   def save_params(self, step: int, params: Any) -> None:
     """Saves parameters alone: to start from and to evaluate, not to train on."""
-    meta = sealed({"digest": None, "params_digest": tree_digest(params), "adoption": None})
-    self._manager.save(
-      step, args=ocp.args.Composite(state=ocp.args.StandardSave({"params": params}), meta=ocp.args.JsonSave(meta))
-    )
+    self._save(step, {"params": params}, {"digest": None, "params_digest": tree_digest(params), "adoption": None})
 
   def newest_step(self) -> int | None:
     return self._manager.latest_step()
@@ -94,7 +90,7 @@ class Checkpoints:
       except NotResumable:
         raise
       except Exception as error:  # noqa: BLE001 whatever a damaged file makes Orbax raise
-        damaged[step] = (str(error) or type(error).__name__).splitlines()[0]
+        damaged[step] = first_line(error)
         continue
       for damaged_step, reason in damaged.items():
         aside = self._run_dir.set_aside(self._run_dir.checkpoints / str(damaged_step))
@@ -109,7 +105,8 @@ class Checkpoints:
 
   def _read(self, step: int, abstract_state: TrainState) -> Restored:
     where = self._manager.directory / str(step)
-    meta = unsealed(self._manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))["meta"])
+    meta = self._manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))["meta"]
+    meta = unsealed(meta, checkpoint_place(step))
     if meta["digest"] is None:
       raise NotResumable(
         f"checkpoint {where} has no optimizer state: it was converted, not trained, and can't be resumed; start from "
@@ -122,6 +119,12 @@ class Checkpoints:
     if tree_digest(state) != meta["digest"]:
       raise ValueError("its digest differs")
     return Restored(state, Adoption(**meta["adoption"]) if meta["adoption"] else None)
+
+  def _save(self, step: int, state: dict[str, Any], meta: dict[str, Any]) -> bool:
+    meta = sealed(meta, checkpoint_place(step))
+    return self._manager.save(
+      step, args=ocp.args.Composite(state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(meta))
+    )
 
   def wait(self) -> None:
     """Returns when the last save is on the disk; raises what went wrong in it."""

@@ -50,13 +50,12 @@ class Exports:
 
   def write_if_due(self, step: int, params: Any) -> None:
     """Exports before the update after `step` others, where it is time."""
-    if step % self._every == 0 and not (self._is_frozen and self.newest_step() is not None):
+    if step % self._every == 0:
       self._write(step, params)
 
   def write_last(self, step: int, params: Any) -> None:
-    """Exports at the end of training, unless nothing changed (a frozen tower), and returns when all is on the disk."""
-    if not self._writer.is_newest(passage_tower_params(params["retriever"])):
-      self._write(step, params)
+    """Exports at the end of training, and returns when all is on the disk."""
+    self._write(step, params)
     self._writer.close()
 
   def wait(self) -> None:
@@ -64,6 +63,8 @@ class Exports:
     self._writer.wait()
 
   def _write(self, step: int, params: Any) -> None:
+    if self._is_frozen and self.newest_step() is not None:
+      return
     tower_params = passage_tower_params(params["retriever"])
     digest = self._writer.write(step, tower_params)
     if self._refresher:

@@ -71,7 +71,7 @@ def train(config: ConfigDict, run_dir: RunDir, *, log: Callable[[str], None] = p
   follower = None
   if stage.needs_index and exports:
     follower = SnapshotFollower(
-        run_dir, store, adoption_settings(config.index, ages=not is_frozen), first_step=first_step,
+        run_dir, store, adoption_settings(config.index, is_frozen=is_frozen), first_step=first_step,
         retrieval_size=config.model.retrieval_size, newest_export=exports.newest_step(), export_digest=exports.digest,
         in_force=adoption, log=log,
     )  # fmt: skip
@@ -89,7 +89,7 @@ def train(config: ConfigDict, run_dir: RunDir, *, log: Callable[[str], None] = p
     checkpoints.save(step, state, follower.adoption if follower else None)
 
   for step in range(first_step, config.num_steps):
-    if exports:
+    if exports and step > first_step:
       exports.write_if_due(step, state.params)
     try:
       index = follower.adopt(step) if follower else None

@@ -72,10 +72,21 @@ def _drop_lines_after(run_dir: RunDir, step: int) -> None:
   """A run that resumes makes the steps after its checkpoint again: their lines go, so that none stands twice."""
   text = run_dir.files.read(run_dir.metrics)
   if text:
-    lines = text.decode().splitlines(keepends=True)
-    kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
+    lines = text.splitlines(keepends=True)
+    steps = [_step(line) for line in lines]
+    if None in steps[:-1]:  # the last one may have been half written when the life before ended
+      tqdm.tqdm.write(f"{run_dir.metrics}: {steps[:-1].count(None)} damaged lines are left out")
+    kept = [line for line, s in zip(lines, steps) if s is not None and s <= step]
     if len(kept) < len(lines):
-      run_dir.files.replace(run_dir.metrics, "".join(kept))
+      run_dir.files.replace(run_dir.metrics, b"".join(kept).decode())
+
+
+def _step(line: bytes) -> int | None:
+  """None if the line is not whole."""
+  try:
+    return int(json.loads(line)["step"]) if line.endswith(b"\n") else None
+  except (ValueError, TypeError, KeyError):
+    return None
 
 
 def _tensorboard_writer(run_dir: RunDir):
