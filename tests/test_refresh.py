@@ -183,7 +183,8 @@ def test_damaged_parameters_are_left_out_and_the_next_are_published(tmp_path, to
   assert refresh(run_dir, tower, sample_store, once=True, lines=lines) == 1
   assert published_steps(run_dir) == [10]  # the newest that is whole
   assert re.fullmatch(
-    r"the parameters of step 20 are left out: .*/retriever/20 is damaged \(its seal .*\); the next export replaces it", lines[0]
+    r"the parameters of step 20 are left out: .*/retriever/20 is damaged \(its seal .*\); the next export replaces it",
+    lines[0],
   )
   write(run_dir, params, 30)
   assert refresh(run_dir, tower, sample_store, once=True) == 1

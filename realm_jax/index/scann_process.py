@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import struct
 import subprocess
 import sys
@@ -78,7 +79,11 @@ def _end(process: subprocess.Popen) -> None:
 
 
 def answer(directory: str, num_passages: int, settings: dict[str, Any], queries: BinaryIO, answers: BinaryIO) -> None:
-  """The other process: until the queries end."""
+  """The other process: until the queries end.
+
+  It steps back behind the loop that it loads beside. When it searches, that loop waits for it, and it has the cores.
+  """
+  os.nice(19)
   searcher = ScannSearcher.load(directory, num_passages, settings)
   answers.write(_READY)
   answers.flush()

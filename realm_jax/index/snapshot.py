@@ -268,9 +268,10 @@ def _save_scann(searcher: ScannSearcher, directory: epath.Path) -> None:
 
 
 def _load_scann(directory: epath.Path, num_passages: int, settings: dict[str, Any], beside_a_loop: bool) -> Searcher:
-  with tempfile.TemporaryDirectory() as scratch:
+  load = ScannProcess if beside_a_loop else ScannSearcher.load
+  if "://" not in str(directory):
+    return load(str(directory), num_passages, settings)
+  with tempfile.TemporaryDirectory() as scratch:  # ScaNN reads local files only
     for path in directory.iterdir():
       (pathlib.Path(scratch) / path.name).write_bytes(path.read_bytes())
-    if beside_a_loop:
-      return ScannProcess(scratch, num_passages, settings)
-    return ScannSearcher.load(scratch, num_passages, settings)
+    return load(scratch, num_passages, settings)
