@@ -32,7 +32,7 @@ pretrain_with() {
   local train=(
     train --config=configs/pretrain.py --config.corpus="$CORPUS" --config.init="$INIT" --workdir="$WORKDIR"
     --config.model.dtype=bfloat16 --config.model.attention="$1" --config.model.attention_dropout_rate=0
-    --config.model.remat=True --config.index.timeout=86400 "${more_flags[@]}"
+    --config.model.remat=layer --config.index.timeout=86400 "${more_flags[@]}"
   )
   declare -gA arguments=(
     ["${names[0]}"]="$(quoted "${train[@]}")"

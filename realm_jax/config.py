@@ -36,6 +36,11 @@ def paper_config(stage: str) -> ConfigDict:
   config.seed = 0
   config.num_steps = 200_000
   config.batch_size = 512
+  config.num_microbatches = 1  # parts of a batch, one after the other: less memory, the same gradient but for dropout
+
+  mesh = config.mesh = ConfigDict()  # the devices as data x fsdp x tensor; data is what the other two leave
+  mesh.fsdp = 1  # devices that share the parameters and the optimizer's state, and split the batch too
+  mesh.tensor = 1  # devices that share each layer's heads and hidden units
 
   model = config.model = ConfigDict()
   model.hidden_size = 768
@@ -55,7 +60,8 @@ def paper_config(stage: str) -> ConfigDict:
   model.max_span_width = 10
   model.dtype = "float32"  # of the arithmetic; parameters are float32
   model.attention = "naive"  # or, with attention_dropout_rate=0: xla, cudnn, splash (see model.bert.Bert)
-  model.remat = False  # keep only the layers' inputs for the backward pass: less memory, a third more arithmetic
+  model.remat = "none"  # layer: keep the layers' inputs only for the backward pass, for a third more arithmetic; dots:
+  # and the dense products' results, to do only attention and element-wise operations again
 
   config.query_length = 96
   config.joint_length = 384  # query and passage together, as the reader sees them

@@ -1,7 +1,7 @@
 r"""Will it fit, and how fast can it be: compiles a config's step for a TPU slice, on any machine and without a TPU.
 
   realm plan --config=configs/pretrain.py --topology=v5e:8x8
-  realm plan --config=configs/pretrain.py --topology=v4-64 --config.model.dtype=bfloat16 --config.model.remat=True
+  realm plan --config=configs/pretrain.py --topology=v4-64 --config.model.dtype=bfloat16 --config.model.remat=layer
 
 Needs the libtpu wheel (pip install "jax[tpu]") and minutes, not the corpus: without --config.corpus it takes the sizes
 of the paper's. Prints what a chip holds, by kind, what it computes, reads and sends in a step, an estimate of the time

@@ -13,21 +13,24 @@ import sys
 from absl import flags
 from ml_collections import config_flags
 
-from realm_jax import cli
+from realm_jax import cli, multihost
 from realm_jax.index.run_dir import RunDir
 
 
 def define_flags(values: flags.FlagValues) -> None:
   config_flags.DEFINE_config_file("config", None, "The experiment's config file.", lock_config=True, flag_values=values)
   flags.DEFINE_string("workdir", None, "The run directory.", required=True, flag_values=values)
+  multihost.define_flags(values)
 
 
 def main(values: flags.FlagValues, positional: list[str]) -> None:
-  from realm_jax.training.loop import train  # noqa: PLC0415 after the flags, so that --help is quick
+  from realm_jax.index.hosts import is_first  # noqa: PLC0415 after the flags, so that --help is quick
+  from realm_jax.training.loop import train  # noqa: PLC0415
 
   if positional or values.config is None:
     raise ValueError("give --config=FILE.py and --workdir=DIR, and nothing else")
-  train(values.config, RunDir(values.workdir))
+  with multihost.joined(values):
+    train(values.config, RunDir(values.workdir), log=print if is_first() else lambda line: None)
 
 
 if __name__ == "__main__":

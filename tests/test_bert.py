@@ -272,7 +272,7 @@ def test_an_unknown_attention_is_named(params):
 def test_remat_changes_no_number(params, dropout_rate):
   packed = random_packed((2,), 6, num_tokens=[6, 4])
   loss, grads = loss_and_grads(params, packed, dropout_rate=dropout_rate)
-  remat_loss, remat_grads = loss_and_grads(params, packed, dropout_rate=dropout_rate, remat=True)
+  remat_loss, remat_grads = loss_and_grads(params, packed, dropout_rate=dropout_rate, remat="layer")
   np.testing.assert_allclose(remat_loss, loss, rtol=1e-6)
   size = max(np.abs(g).max() for g in jax.tree.leaves(grads))
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-6 * size), remat_grads, grads)
@@ -295,5 +295,5 @@ def test_remat_keeps_little_for_the_backward_pass():
     return sum(x.size for x in jax.tree.leaves(saved)) - num_params
 
   layer_inputs = 6 * 4 * 64 * 12
-  assert num_saved(remat=False) > 50 * layer_inputs
-  assert num_saved(remat=True) < 6 * layer_inputs
+  assert num_saved(remat="none") > 50 * layer_inputs
+  assert num_saved(remat="layer") < 6 * layer_inputs

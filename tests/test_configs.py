@@ -60,9 +60,9 @@ def test_every_config_describes_models(path):
 
 def test_models_take_the_configs_type_attention_and_remat():
   model = paper_config("pretrain").model
-  model.update(dtype="bfloat16", attention="xla", remat=True)
+  model.update(dtype="bfloat16", attention="xla", remat="layer")
   bert = make_reader(model, 1000).bert
-  assert (bert["dtype"], bert["attention"], bert["remat"]) == (jnp.bfloat16, "xla", True)
+  assert (bert["dtype"], bert["attention"], bert["remat"]) == (jnp.bfloat16, "xla", "layer")
 
 
 def test_an_unknown_stage_is_named():
@@ -75,7 +75,7 @@ def test_a_run_of_an_older_version_takes_defaults_for_younger_fields():
   stored["model"]["hidden_size"] = 64
   del stored["model"]["remat"]
   config = stored_config(stored)
-  assert (config.model.hidden_size, config.model.remat, config.num_steps) == (64, False, 100_000)
+  assert (config.model.hidden_size, config.model.remat, config.num_steps) == (64, "none", 100_000)
   stored["model"]["depth"] = 3
   with pytest.raises(ValueError, match=r"config.json doesn't fit this version of realm_jax .*depth"):
     stored_config(stored)

@@ -38,14 +38,14 @@ def product_flops(jaxpr):
 
 
 @pytest.mark.parametrize("stage", STAGES)
-@pytest.mark.parametrize("remat", [False, True])
+@pytest.mark.parametrize("remat", ["none", "layer", "dots"])
 def test_every_product_of_the_trace_is_counted(stage, remat):
   config = small_config(stage, remat=remat)
   objective, params = make_objective(config, CORPUS.vocab_size), abstract_params(config, CORPUS.vocab_size)
   batch, key = abstract_batch(config, CORPUS), jax.eval_shape(lambda: jax.random.key(0))
   jaxpr = jax.make_jaxpr(jax.grad(objective, has_aux=True))(params, batch, key).jaxpr
   work = step_work(config, CORPUS.vocab_size, CORPUS.passage_length)
-  assert (work.repeated > 0) == remat
+  assert (work.repeated > 0) == (remat != "none")
   # What is not needed: the span candidates' and the scores' gradients to what is frozen or is no parameter.
   assert work.compiled == pytest.approx(product_flops(jaxpr), rel=5e-3)
 
@@ -77,7 +77,7 @@ def test_a_kernel_takes_the_attention_from_the_compiler():
   assert step_work(config, 101, 40) == naive._replace(kernel=0)
   config.model.attention_dropout_rate = 0.0
   assert step_work(config, 101, 40).kernel == work.kernel
-  config.model.remat = True
+  config.model.remat = "layer"
   assert step_work(config, 101, 40).kernel == (8 + 14) * 15 * 2 * 128**2 * 24
 
 

@@ -67,7 +67,7 @@ def test_bert_base_at_the_papers_shapes(params, batch):
   exact, exact_grads = loss_and_gradient(params, batch)
   # Untrained, so about uniform over the vocabulary: log 30522 = 10.3.
   assert abs(exact - np.log(VOCAB_SIZE)) < 0.5
-  for model in ({"dtype": "bfloat16"}, {"dtype": "bfloat16", "attention": "xla", "remat": True}):
+  for model in ({"dtype": "bfloat16"}, {"dtype": "bfloat16", "attention": "xla", "remat": "layer"}):
     loss, grads = loss_and_gradient(params, batch, **model)
     print(f"\nloss {exact:.5f} in float32, {loss:.5f} with {model}")
     np.testing.assert_allclose(loss, exact, rtol=1e-2)

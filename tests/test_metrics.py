@@ -12,7 +12,7 @@ from realm_jax.training.metrics import MetricsLog
 def log_steps(run_dir, first_step, last_step, *, every=5, num_steps=12, loss=float):
   log = MetricsLog(run_dir, first_step=first_step, num_steps=num_steps, every=every, stage="ict", tensorboard=False)
   for step in range(first_step + 1, last_step + 1):
-    log.add(step, {"loss": jnp.float32(loss(step)), "index_age": step % 4}, num_tokens=100)
+    log.add(step, {"loss": jnp.float32(loss(step)), "index_age": step % 4, "num_tokens": 100})
   log.close()
 
 

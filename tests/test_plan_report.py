@@ -67,7 +67,7 @@ largest batch: about 40 queries a chip, 2,560 in all"""
 
 
 def test_a_report():
-  plan = make(dtype="bfloat16", attention="splash", attention_dropout_rate=0.0, remat=True)
+  plan = make(dtype="bfloat16", attention="splash", attention_dropout_rate=0.0, remat="layer")
   assert describe(plan) == REPORT
   assert describe(plan._replace(largest=None)) == REPORT.rpartition("\n\nlargest")[0]
 
@@ -82,17 +82,17 @@ def test_too_much_is_an_answer_with_advice():
 It does not fit. What makes it smaller:
   --config.model.dtype=bfloat16: activations of half the size, products several times as fast
   --config.model.attention=splash --config.model.attention_dropout_rate=0: no attention weights in memory
-  --config.model.remat=True: keeps the layers' inputs only, for a third more arithmetic
+  --config.model.remat=layer: keeps the layers' inputs only, for a third more arithmetic
   --config.batch_size=192: about 3 queries a chip fit as it is
   --topology=...: a slice of more chips, or of chips with more memory"""
   )
 
 
 def test_advice_is_not_what_is_done_already():
-  model = {"dtype": "bfloat16", "attention": "splash", "attention_dropout_rate": 0.0, "remat": True}
+  model = {"dtype": "bfloat16", "attention": "splash", "attention_dropout_rate": 0.0, "remat": "layer"}
   assert len(advice(make(largest=0, **model))) == 1
   assert len(advice(make(largest=0, **model | {"attention_dropout_rate": -1.0}))) == 2  # then it is naive
-  assert len(advice(make(largest=0, **model | {"remat": False}))) == 2
+  assert len(advice(make(largest=0, **model | {"remat": "none"}))) == 2
 
 
 def test_an_index_on_the_chips_is_told():

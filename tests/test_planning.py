@@ -199,7 +199,7 @@ from realm_jax.training.plan_report import describe
 from realm_jax.training.planning import make_plan
 from realm_jax.training.topology import compile_only_devices, parse_topology
 config = paper_config("pretrain")
-config.model.update(dtype="bfloat16", attention="splash", attention_dropout_rate=0.0, remat=True)
+config.model.update(dtype="bfloat16", attention="splash", attention_dropout_rate=0.0, remat="layer")
 topology = parse_topology("{slice_name}")
 corpus = CorpusSize(13_353_718, 288, 30_522)
 plan = make_plan(config, topology, corpus, compile_only_devices(topology), finds_largest=False)

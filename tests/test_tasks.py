@@ -10,7 +10,7 @@ from realm_jax.batch import QueryBatch
 from realm_jax.data.mixing import masked_sentences
 from realm_jax.data.queries import MaskedSentenceSource, QuestionSource, SentenceSource
 from realm_jax.data.questions import Question
-from realm_jax.data.tasks import Numbers, make_batch_task, make_mixture, make_task, query_batches
+from realm_jax.data.tasks import Numbers, make_mixture, make_task, query_batches
 
 OPTIONS = {"seed": 5, "query_length": 24, "max_masks": 4}
 
@@ -89,16 +89,16 @@ def test_hosts_together_are_one_host_after_any_resume(any_source):
     equal(batch, any_source.draw(np.arange(16 * t, 16 * t + 16)))
   for count, first_step in ((1, 1), (2, 2), (8, 3)):
     options = {"batch_size": 16, "first_step": first_step}
-    hosts = [take(any_source, 4 - first_step, share=(index, count), **options) for index in range(count)]
+    shares = np.split(np.arange(16), count)
+    hosts = [take(any_source, 4 - first_step, rows=rows, **options) for rows in shares]
     for t, parts in enumerate(zip(*hosts, strict=True), first_step):
       equal(QueryBatch(*map(np.concatenate, zip(*parts))), whole[t])
 
 
-@pytest.mark.parametrize(("batch_size", "count"), [(16, 3), (4, 8)])
-def test_a_batch_that_cannot_be_shared_is_refused(source, batch_size, count):
-  message = f"a batch of {batch_size} can't be shared equally by {count} hosts; set batch_size to a multiple of {count}"
-  with pytest.raises(ValueError, match=message):
-    make_batch_task("queries", source, batch_size=batch_size, share=(0, count))
+def test_a_host_reads_any_rows_of_a_batch(any_source):
+  rows = np.array([1, 4, 5, 15])
+  (batch,) = take(any_source, 1, batch_size=16, first_step=2, rows=rows)
+  equal(batch, any_source.draw(32 + rows))
 
 
 def test_a_seqio_mixture_has_its_rates(sample_store):

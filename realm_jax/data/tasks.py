@@ -54,26 +54,16 @@ def make_task(name: str, source: QuerySource, *, first_example: int = 0) -> seqi
 
 
 def make_batch_task(
-  name: str, source: QuerySource, *, batch_size: int, first_step: int = 0, share: tuple[int, int] = (0, 1)
+  name: str, source: QuerySource, *, batch_size: int, first_step: int = 0, rows: np.ndarray | None = None
 ) -> seqio.Task:
-  """A seqio task whose examples are whole batches: a host's share of step t's numbers, t * batch_size and so on.
+  """A seqio task whose examples are whole batches, of step t's numbers t * batch_size and so on, or a host's rows.
 
   tf.data takes far longer to put single rows together than NumPy to draw them, so nothing is put together.
-
-  Raises:
-    ValueError: the batch can't be shared equally.
   """
-  process_index, process_count = share
-  num_rows, rest = divmod(batch_size, process_count)
-  if rest or not num_rows:
-    raise ValueError(
-      f"a batch of {batch_size} can't be shared equally by {process_count} hosts; "
-      f"set batch_size to a multiple of {process_count}"
-    )
   draw = _drawing(source)
 
   def draw_batches(dataset: tf.data.Dataset) -> tf.data.Dataset:
-    row = process_index * num_rows + tf.range(num_rows, dtype=tf.int64)
+    row = tf.constant(np.arange(batch_size) if rows is None else rows, tf.int64)
     return dataset.map(lambda step: draw(step * batch_size + row))
 
   return seqio.Task(
@@ -82,7 +72,7 @@ def make_batch_task(
 
 
 def query_batches(
-  name: str, source: QuerySource, *, batch_size: int, first_step: int = 0, share: tuple[int, int] = (0, 1)
+  name: str, source: QuerySource, *, batch_size: int, first_step: int = 0, rows: np.ndarray | None = None
 ) -> Iterator[QueryBatch]:
   """Endless batches from step `first_step` on; batch t holds the examples t * batch_size, ..., whatever came before.
 
@@ -91,10 +81,9 @@ def query_batches(
     source: draws the examples.
     batch_size: of all hosts together.
     first_step: the first batch.
-    share: (process_index, process_count). Each host gets a contiguous part of every batch; the parts in the order of
-      the hosts are the batch.
+    rows: of each batch that this host reads; None: all.
   """
-  task = make_batch_task(name, source, batch_size=batch_size, first_step=first_step, share=share)
+  task = make_batch_task(name, source, batch_size=batch_size, first_step=first_step, rows=rows)
   dataset = task.get_dataset(sequence_length=None, split="train", shuffle=False, num_epochs=1)
   options = tf.data.Options()
   options.threading.private_threadpool_size = 2  # the steps need the cores

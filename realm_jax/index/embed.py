@@ -14,6 +14,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from realm_jax.data.packing import pack
 from realm_jax.data.passages import PassageStore
 from realm_jax.data.vocabulary import Vocabulary
+from realm_jax.index.host_arrays import HostRows, whole
 from realm_jax.model.retriever import Tower
 
 _LENGTH_STEP = 32
@@ -32,8 +33,9 @@ def embed_passages(
 ) -> np.ndarray:
   """Passages begin to end - 1 (None: all), each as [CLS] title [SEP] body [SEP] -> bfloat16 [end - begin, D].
 
-  All devices of this host share each batch. Passages are taken by length, and a batch is padded to its own longest one
-  (in steps of 32 tokens, so that there are few compilations): short passages cost what they are worth.
+  All devices share each batch, those of all hosts of a job: each host calls this, and has all embeddings. Passages are
+  taken by length, and a batch is padded to its own longest one (in steps of 32 tokens, so that there are few
+  compilations): short passages cost what they are worth.
 
   Args:
     params: the passage tower's parameters.
@@ -44,13 +46,14 @@ def embed_passages(
     ValueError: progress left out a batch, or changed their order.
   """
   end = len(store) if end is None else end
-  mesh = jax.sharding.Mesh(np.array(jax.local_devices()), "passages")
+  mesh = jax.sharding.Mesh(np.array(jax.devices()), "passages")
   split, everywhere = NamedSharding(mesh, PartitionSpec("passages")), NamedSharding(mesh, PartitionSpec())
   # The last batch is filled up: the same shapes again, and a share for each device.
   batch_size = -(-min(batch_size, end - begin) // mesh.size) * mesh.size
   length_N = _padded_length(store, begin, end)
   order = begin + np.argsort(length_N, kind="stable")
   params = jax.device_put(params, everywhere)
+  rows = HostRows(split, batch_size)
   emb_ND = np.empty((end - begin, tower.retrieval_size), ml_dtypes.bfloat16)
   num_due = 0
   pending: tuple[np.ndarray, jax.Array] | None = None
@@ -59,16 +62,17 @@ def embed_passages(
       raise ValueError(_out_of_order(num_due, f"a batch that begins with passage {first}"))
     passage_id = order[np.minimum(np.arange(first, first + batch_size), end - begin - 1)]
     length = int(length_N[passage_id - begin].max())
-    packed = pack(store.title_tokens(passage_id), store.body_tokens(passage_id), length, vocabulary)
-    emb_BD = _embed(tower, params, jax.device_put(packed, split))
+    mine = passage_id[rows.rows]
+    packed = pack(store.title_tokens(mine), store.body_tokens(mine), length, vocabulary)
+    emb_BD = _embed(tower, everywhere, params, rows.put(packed))
     # What the device did meanwhile is fetched while it does the next.
     if pending is not None:
-      emb_ND[pending[0] - begin] = jax.device_get(pending[1])
+      emb_ND[pending[0] - begin] = whole(pending[1])
     pending = passage_id, emb_BD
     num_due = first + batch_size
   if pending is None or num_due < end - begin:
     raise ValueError(_out_of_order(num_due, "the end"))
-  emb_ND[pending[0] - begin] = jax.device_get(pending[1])
+  emb_ND[pending[0] - begin] = whole(pending[1])
   return emb_ND
 
 
@@ -82,6 +86,7 @@ def _out_of_order(due: int, came: str) -> str:
   return f"passage {due} was due for embedding, {came} came: progress must give every batch once, in order"
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def _embed(tower: Tower, params: Any, packed):
-  return tower.apply({"params": params}, packed)
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _embed(tower: Tower, everywhere: NamedSharding, params: Any, packed):
+  # emb_BD is split over B; each device gets all of it, a few kilobytes.
+  return jax.lax.with_sharding_constraint(tower.apply({"params": params}, packed), everywhere)

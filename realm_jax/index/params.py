@@ -11,6 +11,7 @@ import orbax.checkpoint as ocp
 from etils import epath
 
 from realm_jax.index.digest import tree_digest
+from realm_jax.index.hosts import checkpointer_of
 from realm_jax.index.run_dir import RunDir
 from realm_jax.index.seal import first_line, unsealed
 
@@ -48,7 +49,7 @@ def restore_params(run_dir: RunDir, step: int | None = None) -> tuple[int, Any]:
 
 
 def _read(checkpoint: epath.Path) -> Any:
-  with ocp.PyTreeCheckpointer() as checkpointer:
+  with checkpointer_of(ocp.PyTreeCheckpointHandler) as checkpointer:
     tree = checkpointer.metadata(checkpoint / "state").item_metadata.tree["params"]
     item = {"params": jax.tree.map(lambda _: 0, tree)}
     params = checkpointer.restore(
@@ -59,7 +60,7 @@ def _read(checkpoint: epath.Path) -> Any:
         partial_restore=True,
       ),
     )["params"]
-  with ocp.Checkpointer(ocp.JsonCheckpointHandler()) as checkpointer:
+  with checkpointer_of(ocp.JsonCheckpointHandler) as checkpointer:
     meta = unsealed(checkpointer.restore(checkpoint / "meta"), checkpoint_place(int(checkpoint.name)))
   if tree_digest(params) != meta["params_digest"]:
     raise ValueError("its digest differs")

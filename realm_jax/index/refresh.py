@@ -49,6 +49,23 @@ def refresh_settings(index: Any) -> RefreshSettings:
   return settings
 
 
+def embedder(
+  tower: Tower,
+  store: PassageStore,
+  settings: RefreshSettings,
+  progress: Callable[[Iterable[int]], Iterable[int]] = lambda batches: batches,
+) -> Callable[[Any, int, int], np.ndarray]:
+  """A function (parameters, begin, end) -> embeddings of these passages."""
+  vocabulary = store.vocabulary()
+
+  def embed(params: Any, begin: int, end: int) -> np.ndarray:
+    return embed_passages(
+        tower, params, store, vocabulary, batch_size=settings.batch_size, progress=progress, begin=begin, end=end,
+    )  # fmt: skip
+
+  return embed
+
+
 class Refresher:
   """Turns the passage tower's parameters into published snapshots.
 
@@ -64,11 +81,12 @@ class Refresher:
     settings: RefreshSettings,
     *,
     log: Callable[[str], None] = print,
+    embed: Callable[[Any, int, int], np.ndarray] | None = None,
     progress: Callable[[Iterable[int]], Iterable[int]] = lambda batches: batches,
   ):
-    self._run_dir, self._tower, self._store, self._settings = run_dir, tower, store, settings
-    self._log, self._progress = log, progress
-    self._vocabulary = store.vocabulary()
+    """embed: (parameters, begin, end) -> their embeddings; None: by the devices of this job, showing the progress."""
+    self._run_dir, self._store, self._settings, self._log = run_dir, store, settings, log
+    self._embed_part = embed or embedder(tower, store, settings, progress)
     self._damaged: frozenset[int] = frozenset()
     self._emb_ND: np.ndarray | None = None
     self._slices: list[Slice] = []
@@ -112,21 +130,15 @@ class Refresher:
     return version
 
   def _embed(self, export: Export) -> tuple[np.ndarray, list[Slice], int]:
-    def embed(begin: int, end: int) -> np.ndarray:
-      return embed_passages(
-          self._tower, export.params, self._store, self._vocabulary, batch_size=self._settings.batch_size,
-          progress=self._progress, begin=begin, end=end,
-      )  # fmt: skip
-
     num_passages = len(self._store)
     if self._emb_ND is None:
       bounds = np.linspace(0, num_passages, min(self._settings.num_slices, num_passages) + 1).astype(int).tolist()
       slices = [Slice(begin, end, export.step) for begin, end in zip(bounds, bounds[1:])]
-      return embed(0, num_passages), slices, num_passages
+      return self._embed_part(export.params, 0, num_passages), slices, num_passages
     oldest = min(range(len(self._slices)), key=lambda i: self._slices[i].params_step)
     begin, end, _ = self._slices[oldest]
     emb_ND = self._emb_ND.copy()
-    emb_ND[begin:end] = embed(begin, end)
+    emb_ND[begin:end] = self._embed_part(export.params, begin, end)
     slices = [*self._slices[:oldest], Slice(begin, end, export.step), *self._slices[oldest + 1 :]]
     return emb_ND, slices, end - begin
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -33,11 +33,21 @@ def query_input(queries: QueryBatch) -> Packed:
 
 
 def search(
-  retriever: Retriever, params: Any, queries: QueryBatch, index: Snapshot, k: int
+  retriever: Retriever,
+  params: Any,
+  queries: QueryBatch,
+  index: Snapshot,
+  k: int,
+  *,
+  put: Callable[[Any], Any] = jax.device_put,
+  fetch: Callable[[jax.Array], np.ndarray] = jax.device_get,
 ) -> tuple[np.ndarray, np.ndarray]:
-  """The k best passages of queries that are embedded with the retriever's parameters: scores and rows, [B, k]."""
-  query_emb_BD = _embed_queries(retriever, params, jax.device_put(query_input(queries)))
-  return index.searcher.search(jax.device_get(query_emb_BD), k)
+  """The k best passages of queries that are embedded with the retriever's parameters: scores and rows, [B, k].
+
+  Args:
+    put, fetch: bring the queries to the devices that hold the parameters, and the embeddings back.
+  """
+  return index.searcher.search(fetch(_embed_queries(retriever, params, put(query_input(queries)))), k)
 
 
 @functools.partial(jax.jit, static_argnums=0)

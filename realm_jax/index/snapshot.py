@@ -18,6 +18,7 @@ from etils import epath
 from realm_jax.data.packing import PACKING
 from realm_jax.data.passages import PassageStore
 from realm_jax.index.digest import file_digests
+from realm_jax.index.hosts import by_itself
 from realm_jax.index.run_dir import RunDir
 from realm_jax.index.scann_process import ScannProcess
 from realm_jax.index.seal import sealed, unsealed
@@ -218,7 +219,7 @@ def load(
 def write_data(directory: epath.Path, emb_ND: np.ndarray, searcher: Searcher | None) -> dict[str, str]:
   """Writes the arrays, and ScaNN's assets if there is such a searcher; returns the digest of each file."""
   directory.mkdir(parents=True)
-  with ocp.StandardCheckpointer() as checkpointer:
+  with ocp.StandardCheckpointer(multiprocessing_options=by_itself()) as checkpointer:
     checkpointer.save(directory / "embeddings", {"passage_emb_ND": emb_ND})
   if isinstance(searcher, ScannSearcher):
     _save_scann(searcher, directory / "scann")
@@ -234,7 +235,7 @@ def read_data(
     if found.get(name) != digest:
       raise SnapshotError(f"{directory / name} {'is missing' if name not in found else 'is damaged'}")
   try:
-    with ocp.StandardCheckpointer() as checkpointer:
+    with ocp.StandardCheckpointer(multiprocessing_options=by_itself()) as checkpointer:
       emb_ND = np.asarray(checkpointer.restore(directory / "embeddings")["passage_emb_ND"])
   except (ValueError, KeyError, TypeError, FileNotFoundError) as error:
     raise SnapshotError(f"{directory / 'embeddings'} is damaged ({error})") from error

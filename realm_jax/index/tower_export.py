@@ -10,6 +10,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from realm_jax.index.digest import is_finite, tree_digest
+from realm_jax.index.hosts import by_itself, checkpointer_of
 from realm_jax.index.run_dir import RunDir
 from realm_jax.index.seal import first_line, sealed, unsealed
 
@@ -30,9 +31,12 @@ class TowerWriter:
   """The trainer's side: small exports, often."""
 
   def __init__(self, run_dir: RunDir, *, log: Callable[[str], None] = print):
+    run_dir.retriever.mkdir(parents=True, exist_ok=True)
     self._manager = ocp.CheckpointManager(
       run_dir.retriever,
-      options=ocp.CheckpointManagerOptions(max_to_keep=_KEPT, create=True, cleanup_tmp_directories=True),
+      options=ocp.CheckpointManagerOptions(
+        max_to_keep=_KEPT, create=False, cleanup_tmp_directories=True, multiprocessing_options=by_itself()
+      ),
     )
     self._log = log
     self._digests: dict[int, str] = {}  # of this life
@@ -123,9 +127,9 @@ def read_export(run_dir: RunDir, step: int, abstract_params: Any) -> Export:
   """
   where = run_dir.retriever / str(step)
   try:
-    with ocp.StandardCheckpointer() as checkpointer:
+    with ocp.StandardCheckpointer(multiprocessing_options=by_itself()) as checkpointer:
       params = checkpointer.restore(where / "params", abstract_params)
-    with ocp.Checkpointer(ocp.JsonCheckpointHandler()) as checkpointer:
+    with checkpointer_of(ocp.JsonCheckpointHandler) as checkpointer:
       digest = unsealed(checkpointer.restore(where / "manifest"), _place(step))["digest"]
   except Exception as error:  # whatever a damaged file makes Orbax raise
     if step not in run_dir.export_steps():

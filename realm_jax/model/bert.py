@@ -10,8 +10,10 @@ import jax.numpy as jnp
 
 from realm_jax.batch import Packed
 from realm_jax.model import splash
+from realm_jax.model.layout import gather, split_rows
 
 ATTENTIONS = ("naive", "xla", "cudnn", "splash")
+REMATS = {"none": None, "layer": None, "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable}
 
 _init = nn.initializers.truncated_normal(0.02)
 
@@ -24,7 +26,8 @@ class Bert(nn.Module):
     jax.nn.dot_product_attention: "xla", "cudnn" (GPUs, 16 bits); or "splash", the kernel that comes with JAX for TPUs
     (elsewhere the same as "xla"). All but the first know no dropout of attention weights: where that is active,
     attention is naive.
-  remat: recompute each layer in the backward pass instead of keeping what is inside it.
+  remat: what the backward pass computes anew instead of keeping it: "none"; "layer": all inside each layer; "dots":
+    the same, but for the results of dense products.
   """
 
   vocab_size: int
@@ -39,9 +42,11 @@ class Bert(nn.Module):
   gelu_is_approximate: bool = True  # its tanh form, as in Google's BERT; HF's BERTs were trained on with the exact one
   dtype: Any = jnp.float32
   attention: str = "naive"
-  remat: bool = False
+  remat: str = "none"
 
   def setup(self):
+    if self.remat not in REMATS:
+      raise ValueError(f"model.remat={self.remat!r} is unknown; set it to one of {', '.join(REMATS)}")
     if self.attention not in ATTENTIONS:
       raise ValueError(f"model.attention={self.attention!r} is unknown; set it to one of {', '.join(ATTENTIONS)}")
 
@@ -53,7 +58,9 @@ class Bert(nn.Module):
     self.token_type_embeddings = embed(2)
     self.layer_norm = nn.LayerNorm(self.layer_norm_epsilon, dtype=self.dtype)
     self.dropout = nn.Dropout(self.dropout_rate)
-    layer = nn.remat(Layer, static_argnums=3) if self.remat else Layer  # 3: deterministic
+    layer = Layer
+    if self.remat != "none":  # argument 3: deterministic
+      layer = nn.remat(Layer, static_argnums=3, policy=REMATS[self.remat])
     self.layers = [
       layer(
         self.num_heads,
@@ -75,12 +82,16 @@ class Bert(nn.Module):
     length = packed.token_id.shape[-1]
     if length > self.max_length:
       raise ValueError(f"a sequence of {length} tokens is longer than the model's {self.max_length} positions")
-    x = self.word_embeddings(packed.token_id)
-    x = x + self.position_embeddings(jnp.arange(length)) + self.token_type_embeddings(packed.segment_id)
-    x = self.dropout(self.layer_norm(x), deterministic=deterministic)
+    x = self._look_up(self.word_embeddings, packed.token_id)
+    x = x + self._look_up(self.position_embeddings, jnp.arange(length))
+    x = x + self._look_up(self.token_type_embeddings, packed.segment_id)
+    x = split_rows(self.dropout(self.layer_norm(x), deterministic=deterministic))
     for layer in self.layers:
-      x = layer(x, packed.is_token, deterministic)
+      x = split_rows(layer(x, packed.is_token, deterministic))
     return x
+
+  def _look_up(self, embeddings: nn.Embed, index: jax.Array) -> jax.Array:
+    return jnp.take(gather(embeddings.embedding).astype(self.dtype), index, axis=0)
 
   def pool(self, hidden: jax.Array) -> jax.Array:
     """Hidden states [..., L, E] -> tanh(Dense([CLS])) [..., E]."""
@@ -155,5 +166,6 @@ class MaskedWordHead(nn.Module):
     x = jax.nn.gelu(x, approximate=self.gelu_is_approximate)
     x = nn.LayerNorm(self.layer_norm_epsilon, dtype=self.dtype, name="layer_norm")(x)
     bias_V = self.param("bias", nn.initializers.zeros, (self.vocab_size,))
-    logit = jnp.einsum("...e,ve->...v", x, word_embedding_VE.astype(self.dtype), preferred_element_type=jnp.float32)
+    word_embedding_VE = gather(word_embedding_VE).astype(self.dtype)
+    logit = jnp.einsum("...e,ve->...v", x, word_embedding_VE, preferred_element_type=jnp.float32)
     return jax.nn.log_softmax(logit + bias_V)

@@ -8,11 +8,12 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
 from realm_jax.batch import IctBatch, MaskedBatch, Packed, QuestionBatch, ReadingBatch
 from realm_jax.training.optimizer import configured_optimizer
+from realm_jax.training.sharding import ROWS, placed, state_sharding, step_mesh
 from realm_jax.training.stages import FROZEN, make_objective
 from realm_jax.training.start import abstract_params
 from realm_jax.training.step import TrainState, init_state, train_step
@@ -37,21 +38,6 @@ class OutOfMemory(Exception):
   def __init__(self, message: str, num_bytes: float):
     super().__init__(message)
     self.num_bytes = num_bytes
-
-
-def step_mesh(config: ConfigDict, devices: Sequence[jax.Device]) -> Mesh:
-  """All devices in a row, each with its share of the batch.
-
-  Raises:
-    ValueError: the devices don't divide the batch.
-  """
-  if config.batch_size % len(devices):
-    multiple = max(1, round(config.batch_size / len(devices))) * len(devices)
-    raise ValueError(
-      f"batch_size={config.batch_size} can't be split evenly over {len(devices)} devices; "
-      f"set --config.batch_size={multiple} or another multiple of {len(devices)}"
-    )
-  return Mesh(np.array(devices), ("data",), axis_types=(AxisType.Auto,))
 
 
 def abstract_batch(config: ConfigDict, corpus: CorpusSize) -> Any:
@@ -100,12 +86,9 @@ def lower_step(config: ConfigDict, corpus: CorpusSize, devices: Sequence[jax.Dev
   params = abstract_params(config, corpus.vocab_size)
   state = jax.eval_shape(lambda params: init_state(params, optimizer), params)
 
-  def place(tree, spec):
-    sharding = NamedSharding(mesh, spec)
-    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), tree)
-
-  state, batch = place(state, PartitionSpec()), place(abstract_batch(config, corpus), PartitionSpec("data"))
-  key = place(jax.eval_shape(lambda: jax.random.key(0)), PartitionSpec())
+  state = placed(state, state_sharding(mesh, state))
+  batch = placed(abstract_batch(config, corpus), NamedSharding(mesh, ROWS))
+  key = placed(jax.eval_shape(lambda: jax.random.key(0)), NamedSharding(mesh, PartitionSpec()))
   with jax.set_mesh(mesh):
     lowered = train_step.lower(
       state, batch, key, objective=make_objective(config, corpus.vocab_size), optimizer=optimizer

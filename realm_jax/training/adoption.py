@@ -77,6 +77,7 @@ class SnapshotFollower:
     newest_export: int | None = None,
     export_digest: Callable[[int], str | None] = lambda step: None,
     in_force: Adoption | None = None,
+    is_loaded: Callable[[int], bool] = lambda version: True,
     log: Callable[[str], None] = print,
   ):
     """Finds, or waits for, the snapshot that is in force at first_step.
@@ -85,9 +86,10 @@ class SnapshotFollower:
       newest_export: the newest step whose parameters were exported, perhaps in an earlier life of the run.
       export_digest: step -> digest of the parameters exported there, if it is known.
       in_force: what the checkpoint says was adopted last.
+      is_loaded: whether the other hosts hold a version that is ready here, so that none has to wait for it.
     """
     self._run_dir, self._store, self._settings, self._log = run_dir, store, settings, log
-    self._retrieval_size, self._export_digest = retrieval_size, export_digest
+    self._retrieval_size, self._export_digest, self._is_loaded = retrieval_size, export_digest, is_loaded
     self._step = first_step
     entries = self._read_journal(in_force)
     self._replay = {s: entry for s, entry in entries.items() if s > first_step}
@@ -114,6 +116,12 @@ class SnapshotFollower:
   def version(self) -> int:
     return self.snapshot.version
 
+  @property
+  def ready_version(self) -> int:
+    """The version that `adopt` may take next; 0 if there is none."""
+    ready = self._ready
+    return ready.version if ready is not None else 0
+
   def age(self, step: int) -> float:
     """Steps since the parameters that embedded the passages, on average."""
     return self.snapshot.age(step)
@@ -133,10 +141,10 @@ class SnapshotFollower:
       if step % every == 0 and self.snapshot.params_step < step - lag:
         self._swap(self._wait_for_params(step - lag))
     elif step >= self._free_from:
-      max_age = self._settings.max_age
-      if self._ready is None and max_age and self.age(step) >= max_age:
+      is_too_old = 0 < self._settings.max_age <= self.age(step)
+      if self._ready is None and is_too_old:
         self._wait_for_younger(step)
-      if self._ready is not None:
+      if self._ready is not None and (is_too_old or self._is_loaded(self._ready.version)):
         ready, self._ready, self._retired = self._ready, None, self.snapshot
         self._swap(ready)
     self._warn_of_age(step)

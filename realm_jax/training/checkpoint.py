@@ -6,10 +6,11 @@ import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import jax
 import orbax.checkpoint as ocp
 
 from realm_jax.index.digest import is_finite, tree_digest
+from realm_jax.index.host_arrays import whole
+from realm_jax.index.hosts import gather, is_first
 from realm_jax.index.journal import Adoption
 from realm_jax.index.params import checkpoint_place
 from realm_jax.index.run_dir import RunDir
@@ -53,7 +54,7 @@ class Checkpoints:
     self._first_due = None
     if step in self._manager.all_steps():
       return
-    host_state = jax.device_get(state)
+    host_state = whole(state)
     if not is_finite(host_state):
       raise FloatingPointError(
         f"the parameters of step {step} are not finite: training has diverged. The newest checkpoint is "
@@ -91,10 +92,14 @@ class Checkpoints:
         raise
       except Exception as error:  # noqa: BLE001 whatever a damaged file makes Orbax raise
         damaged[step] = first_line(error)
+      if min(gather(step not in damaged)) == 0:  # on any host
+        damaged.setdefault(step, "another host can't read it")
         continue
-      for damaged_step, reason in damaged.items():
-        aside = self._run_dir.set_aside(self._run_dir.checkpoints / str(damaged_step))
-        self._log(f"checkpoint {damaged_step} is damaged ({reason}) and was moved to {aside}; going on from {step}")
+      if is_first():
+        for damaged_step, reason in damaged.items():
+          aside = self._run_dir.set_aside(self._run_dir.checkpoints / str(damaged_step))
+          self._log(f"checkpoint {damaged_step} is damaged ({reason}) and was moved to {aside}; going on from {step}")
+      gather(0)  # all look again when the first one is done
       self._manager.reload()
       return restored
     reasons = "; ".join(f"{step}: {reason}" for step, reason in damaged.items())
@@ -116,7 +121,7 @@ class Checkpoints:
       step, args=ocp.args.Composite(state=ocp.args.StandardRestore(abstract_state._asdict()))
     )
     state = TrainState(**item["state"])
-    if tree_digest(state) != meta["digest"]:
+    if tree_digest(whole(state)) != meta["digest"]:
       raise ValueError("its digest differs")
     return Restored(state, Adoption(**meta["adoption"]) if meta["adoption"] else None)
 

@@ -56,9 +56,10 @@ def step_work(config: ConfigDict, vocab_size: int, passage_length: int) -> Work:
   layers = sum(n * length * num_layers * (8 * size**2 + 4 * size * model.mlp_size) for n, length, _ in encodings)
   attention = sum(n * num_layers * 4 * length**2 * size for n, length, _ in encodings)
   heads = sum(n * head for n, _, head in encodings)
-  forward_passes = 2 if model.remat else 1
+  forward_passes = 1 if model.remat == "none" else 2
   # The backward pass has two products for each one of the forward pass.
-  needed, repeated = 3 * (layers + attention + heads), (forward_passes - 1) * (layers + attention)
+  needed = 3 * (layers + attention + heads)
+  repeated = {"none": 0.0, "dots": attention, "layer": layers + attention}[model.remat]
   kernel = 0.0
   if model.attention == "splash" and uses_fused_attention(config):
     # On lengths in whole blocks of 128. Its backward pass makes the weights anew, once for the queries' gradient (3

@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import jax
 import tqdm
 from ml_collections import ConfigDict
 
 from realm_jax.config import make_tower
 from realm_jax.data.passages import PassageStore
+from realm_jax.index.host_arrays import whole
+from realm_jax.index.hosts import is_first
 from realm_jax.index.refresh import Refresher, refresh_settings
 from realm_jax.index.run_dir import RunDir
 from realm_jax.index.tower_export import Export, TowerWriter
@@ -17,7 +20,7 @@ from realm_jax.model.retriever import passage_tower_params
 
 
 class Exports:
-  """Exports at the multiples of index.export_every, and at the end."""
+  """Exports at the multiples of index.export_every, and at the end. The first host writes."""
 
   def __init__(
     self,
@@ -30,9 +33,12 @@ class Exports:
   ):
     """is_frozen: the passage tower is not trained, and exported once."""
     self._every, self._is_frozen = config.index.export_every, is_frozen
-    self._writer = TowerWriter(run_dir, log=log)
+    self._is_exported = bool(run_dir.export_steps())
+    self._writer = TowerWriter(run_dir, log=log) if is_first() else None
     self._refresher = None
     if config.index.refresh == "inline":
+      if jax.process_count() > 1:
+        raise ValueError("index.refresh=inline is for a trainer on one host; set process, and run realm refresh_index")
       self._refresher = Refresher(
         run_dir,
         make_tower(config.model, store.description["vocabulary_size"]),
@@ -43,10 +49,10 @@ class Exports:
       )
 
   def newest_step(self) -> int | None:
-    return self._writer.newest_step()
+    return self._writer.newest_step() if self._writer else None
 
   def digest(self, step: int) -> str | None:
-    return self._writer.digest(step)
+    return self._writer.digest(step) if self._writer else None
 
   def write_if_due(self, step: int, params: Any) -> None:
     """Exports before the update after `step` others, where it is time."""
@@ -56,16 +62,21 @@ class Exports:
   def write_last(self, step: int, params: Any) -> None:
     """Exports at the end of training, and returns when all is on the disk."""
     self._write(step, params)
-    self._writer.close()
+    if self._writer:
+      self._writer.close()
 
   def wait(self) -> None:
     """Returns when all exports are on the disk; raises what went wrong in writing them."""
-    self._writer.wait()
+    if self._writer:
+      self._writer.wait()
 
   def _write(self, step: int, params: Any) -> None:
-    if self._is_frozen and self.newest_step() is not None:
+    if self._is_frozen and self._is_exported:
       return
-    tower_params = passage_tower_params(params["retriever"])
+    self._is_exported = True
+    tower_params = whole(passage_tower_params(params["retriever"]))
+    if not self._writer:
+      return
     digest = self._writer.write(step, tower_params)
     if self._refresher:
       published = self._refresher.published_step()

@@ -2,26 +2,32 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Callable
-from typing import Any
 
 import jax
-import numpy as np
 import optax
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
 from realm_jax.config import STAGES, stored_config
 from realm_jax.data.passages import PassageStore
 from realm_jax.data.vocabulary import Vocabulary
+from realm_jax.index import snapshot as snapshots
+from realm_jax.index.host_arrays import HostRows
+from realm_jax.index.hosts import is_first
+from realm_jax.index.journal import Adoption
 from realm_jax.index.run_dir import RunDir
-from realm_jax.training.abstract_step import step_mesh
 from realm_jax.training.adoption import SnapshotFollower, adoption_settings
+from realm_jax.training.agreement import flatten, open_corpus
 from realm_jax.training.checkpoint import Checkpoints, Restored
 from realm_jax.training.exports import Exports
+from realm_jax.training.joint_adoption import Follower, make_follower
 from realm_jax.training.metrics import MetricsLog
 from realm_jax.training.optimizer import configured_optimizer
+from realm_jax.training.preemption import Preempted, Preemption
+from realm_jax.training.sharding import ROWS, placed, state_sharding, step_mesh
 from realm_jax.training.stages import Stage, make_stage
 from realm_jax.training.start import abstract_params, initial_params
 from realm_jax.training.step import init_state, train_step
@@ -29,87 +35,87 @@ from realm_jax.training.step import init_state, train_step
 # What may change when a run is resumed.
 _FREE_FIELDS = {
     "num_steps", "log_every", "tensorboard", "checkpoint.keep", "index.timeout", "index.keep", "index.batch_size",
+    "mesh.fsdp", "mesh.tensor",
 }  # fmt: skip
 
 
 def train(config: ConfigDict, run_dir: RunDir, *, log: Callable[[str], None] = print) -> None:
   """Trains to config.num_steps in a run directory, from its newest checkpoint if it has one.
 
+  Of a job on several hosts all call this; they share the steps, and the first one writes.
+
   Raises:
-    ValueError: the run directory belongs to another config, or the config doesn't fit the corpus.
+    ValueError: the run directory belongs to another config, or the config doesn't fit the corpus or the devices.
+    Preempted: SIGTERM came, and the run was saved.
   """
   from realm_jax.data.tasks import query_batches  # noqa: PLC0415 TensorFlow, which the indexer and `ask` do without
 
   started = time.monotonic()
-  if jax.process_count() > 1:
-    raise ValueError(
-      f"{jax.process_count()} hosts, but training runs on the devices of one host as yet; start it on one of them"
-    )
-  mesh = step_mesh(config, jax.local_devices())
-  split, everywhere = NamedSharding(mesh, PartitionSpec("data")), NamedSharding(mesh, PartitionSpec())
-  store = PassageStore(config.corpus)
-  store.verify()
-  vocabulary = store.vocabulary()
-  stage = make_stage(config, store, vocabulary)
+  # Between processes on CPUs, JAX 0.10's collectives of two steps at once block each other for ever.
+  waits = jax.process_count() > 1 and jax.default_backend() == "cpu"
+  store = open_corpus(config)
+  mesh = step_mesh(config, jax.devices())
+  rows = HostRows(NamedSharding(mesh, ROWS), config.batch_size)
+  stage = make_stage(config, store, store.vocabulary(), put=rows.put, fetch=rows.fetch)
   optimizer = make_optimizer(config, stage)
   check_run_dir(config, run_dir)
   checkpoints = Checkpoints(run_dir, keep=config.checkpoint.keep, every=config.checkpoint.every, log=log)
 
   # The order is important. 1. Resume. 2. Claim the directory, with a config that can start. 3. Export, for without
   # parameters there is no index. 4. Wait for an index.
-  state, adoption = _start_or_resume(config, checkpoints, optimizer, vocabulary, everywhere)
+  state, adoption = _start_or_resume(config, checkpoints, optimizer, store.vocabulary(), mesh)
   first_step = int(state.step)
-  run_dir.write_config(config.to_dict())
-  if first_step < config.num_steps:
-    run_dir.files.remove(run_dir.done)  # it was done, and is to go on
-  is_frozen = "passage_tower" in stage.frozen
-  exports = None
+  if is_first():
+    _claim(run_dir, config, is_to_go_on=first_step < config.num_steps)
+  exports, follower = None, None
   if "retriever" in STAGES[config.stage]:
-    exports = Exports(config, run_dir, store, is_frozen=is_frozen, log=log)
-  if exports:
+    exports = Exports(config, run_dir, store, is_frozen="passage_tower" in stage.frozen, log=log)
     exports.write_if_due(first_step, state.params)
-  follower = None
-  if stage.needs_index and exports:
-    follower = SnapshotFollower(
-        run_dir, store, adoption_settings(config.index, is_frozen=is_frozen), first_step=first_step,
-        retrieval_size=config.model.retrieval_size, newest_export=exports.newest_step(), export_digest=exports.digest,
-        in_force=adoption, log=log,
-    )  # fmt: skip
+    if stage.needs_index:
+      follower = _follow(config, run_dir, store, stage, exports, adoption, first_step, log)
   metrics_log = MetricsLog(
       run_dir, first_step=first_step, num_steps=config.num_steps, every=config.log_every, stage=config.stage,
       tensorboard=config.tensorboard,
   )  # fmt: skip
-  key = jax.device_put(jax.random.key(config.seed), everywhere)
-  queries = query_batches(config.stage, stage.source, batch_size=config.batch_size, first_step=first_step)
+  key = jax.jit(lambda: jax.random.key(config.seed), out_shardings=NamedSharding(mesh, PartitionSpec()))()
+  queries = query_batches(
+    config.stage, stage.source, batch_size=config.batch_size, first_step=first_step, rows=rows.rows
+  )
 
   def save(step: int) -> None:
     if exports:
       exports.wait()  # a run that resumes here counts on those of earlier steps
     metrics_log.flush()
-    checkpoints.save(step, state, follower.adoption if follower else None)
+    with jax.transfer_guard("allow"):  # Orbax fetches what it writes
+      checkpoints.save(step, state, follower.adoption if follower else None)
 
-  for step in range(first_step, config.num_steps):
-    if exports and step > first_step:
-      exports.write_if_due(step, state.params)
-    try:
-      index = follower.adopt(step) if follower else None
-    except TimeoutError:
-      save(step)
-      checkpoints.wait()
-      raise
-    batch = stage.make_batch(next(queries), state.params, index)
-    with jax.set_mesh(mesh):
-      state, metrics = train_step(
-        state, jax.device_put(batch, split), key, objective=stage.objective, optimizer=optimizer
-      )
-    if step == first_step:
-      jax.block_until_ready(metrics)
-      checkpoints.expect_first((time.monotonic() - started) / 4)
-    if follower:
-      metrics |= {"index_age": follower.age(step)}
-    metrics_log.add(step + 1, metrics, num_tokens=count_tokens(batch))
-    if step + 1 == config.num_steps or checkpoints.is_due(step + 1):
-      save(step + 1)  # after the line of its last step, which a resumed run does not write again
+  with Preemption() as preemption, jax.transfer_guard("disallow"):
+    for step in range(first_step, config.num_steps):
+      if exports and step > first_step:
+        exports.write_if_due(step, state.params)
+      try:
+        with preemption.interrupting():
+          index = follower.adopt(step) if follower else None
+      except (TimeoutError, Preempted):
+        save(step)
+        checkpoints.wait()
+        raise
+      batch = stage.make_batch(next(queries), state.params, index)
+      with jax.set_mesh(mesh):
+        state, metrics = train_step(state, rows.put(batch), key, objective=stage.objective, optimizer=optimizer)
+      if step == first_step or waits:
+        jax.block_until_ready(metrics)
+      if step == first_step:
+        checkpoints.expect_first((time.monotonic() - started) / 4)
+      if follower:
+        metrics |= {"index_age": follower.age(step)}
+      metrics_log.add(step + 1, metrics)
+      is_preempted = preemption.is_due(step + 1)
+      if is_preempted or step + 1 == config.num_steps or checkpoints.is_due(step + 1):
+        save(step + 1)  # after the line of its last step, which a resumed run does not write again
+      if is_preempted:
+        checkpoints.close()
+        raise Preempted(f"SIGTERM: saved at step {step + 1} of {config.num_steps}; start again to go on")
 
   metrics_log.close()
   if follower:
@@ -117,14 +123,15 @@ def train(config: ConfigDict, run_dir: RunDir, *, log: Callable[[str], None] = p
   if exports:
     exports.write_last(config.num_steps, state.params)
   checkpoints.close()
-  run_dir.files.replace(run_dir.done, "done\n")
+  if is_first():
+    run_dir.files.replace(run_dir.done, "done\n")
 
 
 def check_run_dir(config: ConfigDict, run_dir: RunDir) -> None:
   """A run directory that has a config takes only changes that leave the steps made as they were."""
   if not run_dir.config.exists():
     return
-  stored, now = _flatten(stored_config(run_dir.read_config()).to_dict()), _flatten(config.to_dict())
+  stored, now = flatten(stored_config(run_dir.read_config()).to_dict()), flatten(config.to_dict())
   different = [k for k in sorted(stored | now) if stored.get(k) != now.get(k) and k not in _FREE_FIELDS]
   if different:
     k = different[0]
@@ -135,32 +142,47 @@ def check_run_dir(config: ConfigDict, run_dir: RunDir) -> None:
     )
 
 
-def count_tokens(batch: Any) -> int:
-  """Tokens that the step reads, padding left out."""
-  return int(sum(np.count_nonzero(part.is_token) for part in batch if hasattr(part, "is_token")))
-
-
 def make_optimizer(config: ConfigDict, stage: Stage) -> optax.GradientTransformation:
   """The optimizer that a config describes for its stage."""
   return configured_optimizer(config, stage.frozen)
 
 
+def _claim(run_dir: RunDir, config: ConfigDict, *, is_to_go_on: bool) -> None:
+  run_dir.write_config(config.to_dict())
+  if is_to_go_on:  # it may have been done before
+    run_dir.files.remove(run_dir.done)
+
+
+def _follow(
+    config: ConfigDict, run_dir: RunDir, store: PassageStore, stage: Stage, exports: Exports,
+    adoption: Adoption | None, first_step: int, log: Callable[[str], None],
+) -> Follower:  # fmt: skip
+  size = config.model.retrieval_size
+
+  def make(is_loaded: Callable[[int], bool]) -> SnapshotFollower:
+    return SnapshotFollower(
+        run_dir, store, adoption_settings(config.index, is_frozen="passage_tower" in stage.frozen),
+        first_step=first_step, retrieval_size=size, newest_export=exports.newest_step(),
+        export_digest=exports.digest, in_force=adoption, is_loaded=is_loaded, log=log,
+    )  # fmt: skip
+
+  return make_follower(
+    make, lambda version: snapshots.load(run_dir, version, store, retrieval_size=size, beside_a_loop=True)
+  )
+
+
 def _start_or_resume(
-  config, checkpoints: Checkpoints, optimizer, vocabulary: Vocabulary, sharding: NamedSharding
+  config: ConfigDict,
+  checkpoints: Checkpoints,
+  optimizer: optax.GradientTransformation,
+  vocabulary: Vocabulary,
+  mesh: Mesh,
 ) -> Restored:
-  if checkpoints.newest_step() is None:
-    params = jax.device_put(initial_params(config, vocabulary), sharding)
-    return Restored(jax.device_put(init_state(params, optimizer), sharding), None)
   abstract = jax.eval_shape(lambda p: init_state(p, optimizer), abstract_params(config, len(vocabulary)))
-  abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), abstract)
-  return checkpoints.restore(abstract)
-
-
-def _flatten(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-  flat: dict[str, Any] = {}
-  for key, value in config.items():
-    if isinstance(value, dict):
-      flat |= _flatten(value, f"{prefix}{key}.")
-    else:
-      flat[prefix + key] = value
-  return flat
+  sharding = state_sharding(mesh, abstract)
+  if checkpoints.newest_step() is not None:
+    return checkpoints.restore(placed(abstract, sharding))
+  # As one program, each device makes its own part of the optimizer's state.
+  init = jax.jit(functools.partial(init_state, optimizer=optimizer), out_shardings=sharding)
+  params = jax.device_get(initial_params(config, vocabulary))  # each host makes them, and places its devices' parts
+  return Restored(init(jax.device_put(params, sharding.params)), None)

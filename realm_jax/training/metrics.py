@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import tqdm
 
+from realm_jax.index.hosts import is_first
 from realm_jax.index.run_dir import RunDir
 
 
@@ -22,16 +23,20 @@ class MetricsLog:
     self._run_dir, self._every, self._num_steps = run_dir, every, num_steps
     self._unwritten = ""
     self._pending: list[dict[str, Any]] = []
-    self._tokens = 0
     self._since = time.monotonic()
-    self._bar = tqdm.tqdm(total=num_steps, initial=first_step, desc=stage, unit="step", mininterval=1.0)
-    _drop_lines_after(run_dir, first_step)
-    self._writer = _tensorboard_writer(run_dir) if tensorboard else None
+    self._bar = tqdm.tqdm(
+      total=num_steps, initial=first_step, desc=stage, unit="step", mininterval=1.0, disable=not is_first()
+    )
+    self._writer = None
+    if is_first():
+      _drop_lines_after(run_dir, first_step)
+      self._writer = _tensorboard_writer(run_dir) if tensorboard else None
 
-  def add(self, step: int, metrics: dict[str, jax.Array], *, num_tokens: int) -> None:
-    """Takes the metrics of an update, the `step`-th: arrays on the device or numbers."""
+  def add(self, step: int, metrics: dict[str, jax.Array]) -> None:
+    """Takes the metrics of an update, the `step`-th: arrays on the device or numbers; num_tokens becomes a rate."""
+    if not is_first():  # all have the same
+      return
     self._pending.append(metrics)
-    self._tokens += num_tokens
     self._bar.update()
     if step % self._every == 0 or step == self._num_steps:
       self._write_line(step)
@@ -54,7 +59,9 @@ class MetricsLog:
     seconds = time.monotonic() - self._since
     line: dict[str, float] = {"step": step}
     line |= {name: float(sum(m[name] for m in pending) / len(pending)) for name in pending[0]}
-    line |= {"tokens_per_second": round(self._tokens / seconds), "steps_per_second": round(len(pending) / seconds, 4)}
+    steps_per_second = len(pending) / seconds
+    tokens_per_second = line.pop("num_tokens") * steps_per_second
+    line |= {"tokens_per_second": round(tokens_per_second), "steps_per_second": round(steps_per_second, 4)}
     if self._run_dir.is_bucket:
       self._unwritten += json.dumps(line) + "\n"
     else:
@@ -65,7 +72,7 @@ class MetricsLog:
         self._writer.scalar(name, value, step)
     shown = ("loss", "retrieval_utility", "index_age")
     self._bar.set_postfix({name: f"{line[name]:.3g}" for name in shown if line.get(name) is not None})
-    self._pending, self._tokens, self._since = [], 0, time.monotonic()
+    self._pending, self._since = [], time.monotonic()
 
 
 def _drop_lines_after(run_dir: RunDir, step: int) -> None:

@@ -36,8 +36,19 @@ def advice(plan: Plan) -> list[str]:
     result.append(
       "--config.model.attention=splash --config.model.attention_dropout_rate=0: no attention weights in memory"
     )
-  if not model.remat:
-    result.append("--config.model.remat=True: keeps the layers' inputs only, for a third more arithmetic")
+  if model.remat == "none":
+    result.append("--config.model.remat=layer: keeps the layers' inputs only, for a third more arithmetic")
+  if plan.batch > 1 and plan.config.num_microbatches < plan.batch:
+    result.append(
+      f"--config.num_microbatches={2 * plan.config.num_microbatches}: activations of half as many queries at a time, "
+      "for the same gradient"
+    )
+  if plan.config.mesh.fsdp == 1 and plan.memory.parameters + plan.memory.optimizer > 0.1 * plan.available:
+    num_devices = plan.topology.num_chips * plan.topology.chip.devices_per_chip
+    result.append(
+      f"--config.mesh.fsdp={num_devices}: each device keeps a part of the parameters and of the optimizer's state, and "
+      "gathers them where they are used"
+    )
   if plan.largest:
     batch_size = plan.largest * plan.topology.num_chips
     result.append(f"--config.batch_size={batch_size}: about {plan.largest} queries a chip fit as it is")

@@ -130,11 +130,12 @@ def _measure(config: ConfigDict, corpus: CorpusSize, devices: Sequence[jax.Devic
     memory, activations=n * stats.temp_size_in_bytes, program=n * stats.generated_code_size_in_bytes
   )
   work = step_work(config, corpus.vocab_size, corpus.passage_length)
-  flops = n * cost["flops"] + work.kernel / len(devices) * n
-  num_bytes = n * memory_traffic(text)
+  loops = config.num_microbatches  # the compiler counts a loop's body once, and nearly all is in this one
+  flops = n * loops * cost["flops"] + work.kernel / len(devices) * n
+  num_bytes = n * loops * memory_traffic(text)
   collectives = find_collectives(text, len(devices), parameter_shapes(config, lowered))
   time = step_time(chip, flops, num_bytes, n * sum(c.num_bytes_sent for c in collectives))
-  return memory, Step(flops, n * cost["flops"], num_bytes, collectives, time)
+  return memory, Step(flops, n * loops * cost["flops"], num_bytes, collectives, time)
 
 
 def is_searched_on_chip(config: ConfigDict, corpus: CorpusSize) -> bool:

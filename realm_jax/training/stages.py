@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 import sys
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import jax
+import numpy as np
 from ml_collections import ConfigDict
 
-from realm_jax.batch import QueryBatch
+from realm_jax.batch import MaskedBatch, QueryBatch, ReadingBatch
 from realm_jax.config import make_reader, make_retriever
 from realm_jax.data.mixing import masked_sentences
 from realm_jax.data.passages import PassageStore
@@ -20,6 +23,7 @@ from realm_jax.index.snapshot import Snapshot
 from realm_jax.training.objectives import (
   Objective,
   ict_objective,
+  in_microbatches,
   masked_word_objective,
   question_objective,
   reading_objective,
@@ -43,19 +47,40 @@ def make_objective(config: ConfigDict, vocab_size: int) -> Objective:
   """The objective of the config's stage."""
   retriever, reader = make_retriever(config.model, vocab_size), make_reader(config.model, vocab_size)
   if config.stage == "ict":
-    return ict_objective(retriever)
+    return ict_objective(retriever, num_microbatches=config.num_microbatches)
+  if config.stage == "finetune":
+    return in_microbatches(question_objective(retriever, reader), config.num_microbatches)
   if config.stage == "mlm":
-    return reading_objective(reader)
-  if config.stage == "pretrain":
-    return masked_word_objective(retriever, reader, per_example=config.marginalize_per_example)
-  return question_objective(retriever, reader)
+    return in_microbatches(reading_objective(reader), config.num_microbatches, _num_masked)
+  objective = masked_word_objective(retriever, reader, per_example=config.marginalize_per_example)
+  if config.marginalize_per_example:
+    return in_microbatches(objective, config.num_microbatches)
+  return in_microbatches(objective, config.num_microbatches, _num_masked)
 
 
-def make_stage(config: ConfigDict, store: PassageStore, vocabulary: Vocabulary) -> Stage:
-  """Raises ValueError where the config and the corpus don't fit together."""
-  retriever = make_retriever(config.model, len(vocabulary))
+def _num_masked(batch: MaskedBatch | ReadingBatch) -> jax.Array:
+  return batch.mask_weight_BM.sum()
+
+
+def make_stage(
+  config: ConfigDict,
+  store: PassageStore,
+  vocabulary: Vocabulary,
+  *,
+  put: Callable[[Any], Any] = jax.device_put,
+  fetch: Callable[[jax.Array], np.ndarray] = jax.device_get,
+) -> Stage:
+  """The parts of the config's stage.
+
+  Args:
+    put, fetch: bring the queries to the devices that hold the parameters, and their embeddings back.
+
+  Raises:
+    ValueError: the config and the corpus don't fit together.
+  """
   objective, frozen = make_objective(config, len(vocabulary)), FROZEN.get(config.stage, ())
   assembler = BatchAssembler(store, vocabulary, joint_length=config.joint_length)
+  find = functools.partial(search, make_retriever(config.model, len(vocabulary)), put=put, fetch=fetch)
   draw = {"seed": config.seed, "query_length": config.query_length, "max_masks": config.max_masks}
   longest = max(store.passage_length, config.query_length, config.joint_length if config.stage != "ict" else 0)
   if longest > config.model.max_length:
@@ -90,7 +115,7 @@ def make_stage(config: ConfigDict, store: PassageStore, vocabulary: Vocabulary) 
 
     def make_masked_batch(queries, params, index):
       # As many as K passages are asked for: one may be the query's own.
-      retrieved_id_BR = search(retriever, params["retriever"], queries, index, config.num_passages)[1]
+      retrieved_id_BR = find(params["retriever"], queries, index, config.num_passages)[1]
       return assembler.masked_batch(queries, retrieved_id_BR, config.num_passages)
 
     source = masked_sentences(store, masking=config.masking, mixture=config.mixture, **draw)
@@ -105,7 +130,7 @@ def make_stage(config: ConfigDict, store: PassageStore, vocabulary: Vocabulary) 
   beam_size = min(config.beam_size, len(store))
 
   def make_question_batch(queries, params, index):
-    retrieved_id_BR = search(retriever, params["retriever"], queries, index, beam_size)[1]
+    retrieved_id_BR = find(params["retriever"], queries, index, beam_size)[1]
     answers_B = [questions[i].answers for i in queries.question_id_B]
     return assembler.question_batch(queries, answers_B, retrieved_id_BR, index, config.num_passages, regex=regex)
 

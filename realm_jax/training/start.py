@@ -21,7 +21,7 @@ def initial_params(config: ConfigDict, vocabulary: Vocabulary) -> dict[str, Any]
   """{"retriever": ..., "reader": ...}, as the stage holds them, from `config.init` as far as that has them."""
   source, reader_source = _read(config.init, config, vocabulary), _read(config.init_reader, config, vocabulary)
   # Compiled as one program: op by op, even a tiny model takes seconds.
-  params = jax.jit(lambda: _random_params(config, len(vocabulary)))()
+  params = jax.jit(lambda: random_params(config, len(vocabulary)))()
   if source:
     params = _adopt(source, params, config.init)
   if reader_source and "reader" in params:
@@ -31,10 +31,11 @@ def initial_params(config: ConfigDict, vocabulary: Vocabulary) -> dict[str, Any]
 
 def abstract_params(config: ConfigDict, vocab_size: int) -> dict[str, Any]:
   """Shapes and types of the parameters."""
-  return jax.eval_shape(lambda: _random_params(config, vocab_size))
+  return jax.eval_shape(lambda: random_params(config, vocab_size))
 
 
-def _random_params(config: ConfigDict, vocab_size: int) -> dict[str, Any]:
+def random_params(config: ConfigDict, vocab_size: int) -> dict[str, Any]:
+  """{"retriever": ..., "reader": ...}, as far as the stage has them, by BERT's initialisers from config.seed."""
   retriever, reader = make_retriever(config.model, vocab_size), make_reader(config.model, vocab_size)
   row = np.zeros((1, 8), np.int32)
   packed = Packed(row, row, row == 0)

@@ -6,8 +6,10 @@ import functools
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import optax
 
+from realm_jax.batch import Packed
 from realm_jax.training.objectives import Objective
 
 
@@ -20,7 +22,7 @@ class TrainState(NamedTuple):
 
 
 def init_state(params: Any, optimizer: optax.GradientTransformation) -> TrainState:
-  return TrainState(jax.numpy.zeros((), jax.numpy.int32), params, optimizer.init(params))
+  return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params))
 
 
 @functools.partial(jax.jit, static_argnames=("objective", "optimizer"), donate_argnums=0)
@@ -30,5 +32,12 @@ def train_step(
   """One update. The dropout masks depend on (key, step) alone."""
   grads, metrics = jax.grad(objective, has_aux=True)(state.params, batch, jax.random.fold_in(key, state.step))
   updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-  metrics = metrics | {"grad_norm": optax.global_norm(grads)}
+  metrics = metrics | {"grad_norm": optax.global_norm(grads), "num_tokens": count_tokens(batch)}
   return TrainState(state.step + 1, optax.apply_updates(state.params, updates), opt_state), metrics
+
+
+def count_tokens(batch: Any) -> jax.Array:
+  """Tokens that a step reads, padding left out."""
+  leaves = jax.tree.leaves(batch, is_leaf=lambda x: isinstance(x, Packed))
+  parts = [x.is_token for x in leaves if isinstance(x, Packed)]
+  return sum((x.sum(dtype=jnp.int32) for x in parts), jnp.zeros((), jnp.int32))

@@ -1,0 +1,86 @@
+"""How the processes of a job on several hosts find each other."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from collections.abc import Iterator
+
+from absl import flags
+
+
+def define_flags(values: flags.FlagValues) -> None:
+  flags.DEFINE_bool(
+    "multihost", False, "One of several hosts, which find each other: on TPU slices, GKE, Slurm, MPI.",
+    flag_values=values,
+  )  # fmt: skip
+  flags.DEFINE_string(
+    "coordinator_address", None, "HOST:PORT of the first of several hosts, where they can't find each other.",
+    flag_values=values,
+  )  # fmt: skip
+  flags.DEFINE_integer("num_processes", None, "With it: how many hosts.", lower_bound=1, flag_values=values)
+  flags.DEFINE_integer("process_id", None, "With it: which one this is, from 0.", lower_bound=0, flag_values=values)
+  flags.DEFINE_integer(
+    "heartbeat_timeout", 100, "Seconds after which a silent host counts as lost.", lower_bound=1, flag_values=values
+  )
+  flags.DEFINE_integer("join_timeout", 300, "Seconds to wait for all hosts.", lower_bound=1, flag_values=values)
+
+
+@contextlib.contextmanager
+def joined(values: flags.FlagValues) -> Iterator[None]:
+  """Within, JAX knows the devices of all hosts, if the flags say that there are several.
+
+  Raises:
+    ValueError: the flags don't fit together.
+    RuntimeError: the other hosts can't be reached.
+  """
+  explicit = (values.coordinator_address, values.num_processes, values.process_id)
+  if values.multihost and any(x is not None for x in explicit):
+    raise ValueError("give --multihost, or --coordinator_address, --num_processes and --process_id, but not both")
+  if not values.multihost and all(x is None for x in explicit):
+    yield
+    return
+  if not values.multihost:
+    if None in explicit or ":" not in values.coordinator_address:
+      raise ValueError("give all of --coordinator_address=HOST:PORT, --num_processes and --process_id")
+    if values.process_id >= values.num_processes:
+      raise ValueError(f"--process_id={values.process_id} of --num_processes={values.num_processes}: they count from 0")
+  import jax  # noqa: PLC0415 after the flags, so that --help is quick
+
+  try:
+    jax.distributed.initialize(
+      *explicit, initialization_timeout=values.join_timeout, heartbeat_timeout_seconds=values.heartbeat_timeout
+    )
+  except (RuntimeError, ValueError) as error:
+    where = values.coordinator_address or "found by --multihost"
+    raise RuntimeError(
+      f"this host can't join the others (coordinator {where}, {values.join_timeout} s): {str(error).splitlines()[0]}; "
+      "check that all were started, with the same address, and that the port is open between them"
+    ) from error
+  try:
+    yield
+  except BaseException as error:
+    _end(error)
+  jax.distributed.shutdown()
+
+
+def _end(error: BaseException) -> None:
+  """Ends this process at once: leaving in order would wait for hosts that may be gone."""
+  import jax  # noqa: PLC0415 as above
+
+  status = getattr(error, "exit_status", 1)
+  if isinstance(error, jax.errors.JaxRuntimeError) and "Disallowed" not in str(error):
+    text = (
+      f"this host lost another one, or the network between them ({str(error).splitlines()[0][:200]}); start all hosts "
+      "again: the run goes on from its newest checkpoint"
+    )
+  else:
+    text = str(error)
+  if os.environ.get("REALM_DEBUG"):
+    import traceback  # noqa: PLC0415
+
+    traceback.print_exception(error)
+  print(f"realm, host {jax.process_index()} of {jax.process_count()}: {text}", file=sys.stderr, flush=True)
+  sys.stdout.flush()
+  os._exit(status)

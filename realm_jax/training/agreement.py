@@ -1,0 +1,67 @@
+"""Before a job of several hosts starts: all have the same config, corpus and software, or all end with a line."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import jax
+from ml_collections import ConfigDict
+
+from realm_jax.data.passages import PassageStore
+from realm_jax.index.hosts import gather, tell_text
+
+
+def open_corpus(config: ConfigDict) -> PassageStore:
+  """The config's corpus, verified, on each host.
+
+  Raises:
+    ValueError, OSError: it can't be read here, or another host has something else than the first one.
+  """
+  store, failure = None, None
+  try:
+    store = PassageStore(config.corpus)
+    store.verify()
+  except (ValueError, OSError) as error:
+    failure = error
+  if jax.process_count() > 1:
+    # A host that fails must say so, or the others would wait for it.
+    _check_others(failure, {"config": _comparable(config), "corpus": store.content_digest if store else None})
+  if failure:
+    raise failure
+  assert store is not None
+  return store
+
+
+def _comparable(config: ConfigDict) -> dict[str, Any]:
+  return {key: value for key, value in flatten(config.to_dict()).items() if key not in ("corpus", "questions")}
+
+
+def _check_others(failure: Exception | None, mine: dict[str, Any]) -> None:
+  failed = [host for host, is_whole in enumerate(gather(failure is None)) if not is_whole]
+  if failed:
+    raise failure or ValueError(f"host {failed[0]} of this job can't read its corpus; its output says why")
+  mine |= {"jax": jax.__version__}
+  first = flatten(json.loads(tell_text(json.dumps(mine))))
+  here = flatten(json.loads(json.dumps(mine)))
+  different = [key for key in sorted(first | here) if first.get(key) != here.get(key)]
+  odd = [host for host, is_same in enumerate(gather(not different)) if not is_same]
+  if different:
+    key = different[0]
+    raise ValueError(
+      f"{key} is {here.get(key)!r} on host {jax.process_index()}, {first.get(key)!r} on the first host of this job; "
+      "start all hosts with the same flags, files and software"
+    )
+  if odd:
+    raise ValueError(f"host {odd[0]} of this job differs from the first one; its output says in what")
+
+
+def flatten(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+  """{"a": {"b": 1}} -> {"a.b": 1}."""
+  flat: dict[str, Any] = {}
+  for key, value in config.items():
+    if isinstance(value, dict):
+      flat |= flatten(value, f"{prefix}{key}.")
+    else:
+      flat[prefix + key] = value
+  return flat

@@ -1,0 +1,96 @@
+"""Run by test_sharding.py in a process with 8 CPU devices: how far steps on meshes are from one device's."""
+
+import json
+import sys
+
+import jax
+import numpy as np
+import optax
+from jax.sharding import NamedSharding, PartitionSpec
+
+from realm_jax.config import paper_config
+from realm_jax.index.host_arrays import HostRows
+from realm_jax.training.abstract_step import CorpusSize, abstract_batch
+from realm_jax.training.sharding import ROWS, state_sharding, step_mesh
+from realm_jax.training.stages import make_objective
+from realm_jax.training.start import random_params
+from realm_jax.training.step import init_state, train_step
+
+OPTIMIZER = optax.sgd(1.0, momentum=0.9)
+CORPUS = CorpusSize(num_passages=100, passage_length=24, vocab_size=211)
+
+
+def small_config(stage, **fields):
+  config = paper_config(stage)
+  config.update(batch_size=16, num_passages=3, beam_size=6, query_length=12, joint_length=32, max_masks=3)
+  config.model.update(hidden_size=32, num_layers=1, num_heads=4, mlp_size=64, max_length=32, retrieval_size=16)
+  config.update(fields)
+  return config
+
+
+def random_batch(config, seed):
+  """Token sequences of random lengths, and masks and answers at random places in them."""
+  rng = np.random.default_rng(seed)
+
+  def fill(name, x):
+    if x.dtype == np.bool_ and x.ndim == 1:
+      return np.ones(x.shape, bool)
+    if x.dtype == np.bool_:
+      return np.arange(x.shape[-1]) < rng.integers(4, x.shape[-1] + 1, (*x.shape[:-1], 1))
+    if x.dtype == np.float32:
+      return (
+        rng.normal(size=x.shape).astype(np.float32) if "emb" in name else (rng.random(x.shape) < 0.6).astype(np.float32)
+      )
+    most = {"token_id": CORPUS.vocab_size, "segment_id": 2, "mask_target_BM": CORPUS.vocab_size}
+    return rng.integers(0, next((most[key] for key in most if key in name), 4), x.shape).astype(np.int32)
+
+  return jax.tree_util.tree_map_with_path(
+    lambda path, x: fill(jax.tree_util.keystr(path), x), abstract_batch(config, CORPUS)
+  )
+
+
+def run(config, devices):
+  """Losses of the steps, and the parameters after them, on the host; and how the state was split."""
+  mesh = step_mesh(config, devices)
+  state = init_state(jax.jit(lambda: random_params(config, CORPUS.vocab_size))(), OPTIMIZER)
+  state = jax.device_put(state, state_sharding(mesh, state))
+  key = jax.device_put(jax.random.key(1), NamedSharding(mesh, PartitionSpec()))
+  batch = HostRows(NamedSharding(mesh, ROWS), config.batch_size).put(random_batch(config, seed=2))
+  with jax.set_mesh(mesh), jax.transfer_guard("disallow"):
+    state, metrics = train_step(
+      state, batch, key, objective=make_objective(config, CORPUS.vocab_size), optimizer=OPTIMIZER
+    )
+  leaves = jax.tree_util.tree_leaves_with_path(state)
+  paths = [(jax.tree_util.keystr(path, simple=True, separator="/"), x) for path, x in leaves]
+  split = {str(x.sharding.shard_shape(x.shape)) for path, x in paths if path.endswith("mlp_in/kernel")}
+  grads = jax.device_get(state.opt_state[0].trace)  # the momentum after one step
+  return float(metrics["loss"]), grads, sorted(split)
+
+
+def compared(config, meshes):
+  """Relative differences of the loss and, in the maximum norm, of the gradient."""
+  loss, grads, _ = run(config, jax.devices()[:1])
+  result = {}
+  for name, (num_devices, changes) in meshes.items():
+    other = config.copy_and_resolve_references()
+    other.update(changes)
+    other_loss, other_grads, split = run(other, jax.devices()[:num_devices])
+    pairs = list(zip(jax.tree.leaves(other_grads), jax.tree.leaves(grads)))
+    error = max(np.abs(a - b).max() for a, b in pairs) / max(np.abs(b).max() for _, b in pairs)
+    result[name] = {"loss": abs(other_loss / loss - 1), "gradient": float(error), "split": split}
+  return result
+
+
+def main(stages):
+  cube = {"mesh": {"fsdp": 2, "tensor": 2}}
+  layouts = {f"{n} devices": (n, {}) for n in (2, 4, 8)} | {"2 x 2 x 2": (8, cube)}
+  parts = {"4 parts": (1, {"num_microbatches": 4}), "2 parts on 2 x 2 x 2": (8, {"num_microbatches": 2} | cube)}
+  still = {"model": {"dropout_rate": 0.0, "embedding_dropout_rate": 0.0}}  # each part has masks of its own
+  return {
+    stage: compared(small_config(stage), layouts) | compared(small_config(stage, **still), parts) for stage in stages
+  }
+
+
+if __name__ == "__main__":
+  assert jax.device_count() == 8
+  print(json.dumps(main(sys.argv[1:])))
