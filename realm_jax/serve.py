@@ -16,7 +16,7 @@ from absl import flags
 
 from realm_jax import cli
 
-_LOOPBACK = ("127.0.0.1", "localhost", "::1")
+_LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
 _MAX_CONNECTIONS = 512  # beyond these uvicorn answers 503 at once
 
 

@@ -26,7 +26,7 @@ from realm_jax.index.snapshot import Snapshot
 from realm_jax.model.reader import Reader, span_candidates
 from realm_jax.model.retriever import passage_tower_params
 
-BATCH_SIZE = 8  # questions at once: one shape, one compilation
+BATCH_SIZES = (1, 2, 4, 8)  # questions at once, filled up to one of these: each is a compilation
 
 
 class Answer(NamedTuple):
@@ -133,7 +133,7 @@ class OpenQA:
         f"this run is of the stage {self.config.stage!r}: its reader has not learnt to answer; give a fine-tuned run"
       )
     answers: list[list[Answer]] = []
-    for begin, queries in zip(range(0, len(questions), BATCH_SIZE), self._query_batches(questions)):
+    for begin, queries in zip(range(0, len(questions), BATCH_SIZES[-1]), self._query_batches(questions)):
       row = _filled_up(begin, len(questions))
       score, passage_id = score_BK[row], passage_id_BK[row]
       joint_BKJ = self._assembler.joint_input(queries, passage_id)
@@ -145,7 +145,7 @@ class OpenQA:
       start_S, end_S = span_candidates(joint_BKJ.token_id.shape[-1], self.config.model.max_span_width)
       body_BK = is_body_BKJ.argmax(-1)  # where the passage's first token stands
       first_BK, last_BK = start_S[span_BK] - body_BK, end_S[span_BK] - body_BK
-      for b in range(min(BATCH_SIZE, len(questions) - begin)):
+      for b in range(min(BATCH_SIZES[-1], len(questions) - begin)):
         order = np.argsort(-probability_BK[b], kind="stable")[:num_answers]
         answers.append(
           [
@@ -167,13 +167,13 @@ class OpenQA:
     return [found[0] for found in self.answers(questions, 1)]
 
   def _query_batches(self, questions: Sequence[str]):
-    """Questions as batches of one size, the last one filled up with its first question."""
+    """Questions as batches, the last one filled up with its first question."""
     if isinstance(questions, str):
       raise TypeError("give a list of questions, not one text")
     source = QuestionSource(
       [Question(q, ()) for q in questions], self._vocabulary, seed=0, query_length=self.config.query_length, max_masks=1
     )
-    for begin in range(0, len(questions), BATCH_SIZE):
+    for begin in range(0, len(questions), BATCH_SIZES[-1]):
       yield source.rows(_filled_up(begin, len(questions)))
 
   def _extract(
@@ -196,7 +196,8 @@ class OpenQA:
 
 def _filled_up(begin: int, num_questions: int) -> np.ndarray:
   """The rows of one batch, its first one again behind the last."""
-  row = np.arange(begin, begin + BATCH_SIZE)
+  num_rows = min(BATCH_SIZES[-1], num_questions - begin)
+  row = np.arange(begin, begin + next(n for n in BATCH_SIZES if n >= num_rows))
   return np.where(row < num_questions, row, begin)
 
 

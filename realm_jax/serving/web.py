@@ -20,7 +20,7 @@ from starlette.types import ASGIApp
 import realm_jax
 from realm_jax.serving.batching import Batcher, Overloaded
 from realm_jax.serving.guard import guarded, problem
-from realm_jax.serving.open_qa import BATCH_SIZE, OpenQA
+from realm_jax.serving.open_qa import BATCH_SIZES, OpenQA
 
 MAX_QUESTION_LENGTH = 1000  # characters; the model reads query_length wordpieces
 MAX_BODY = 16 * 1024  # bytes: such a question with every character as two \uXXXX is 12,000
@@ -123,7 +123,7 @@ def create_app(
   limits = limits or Limits()
   batcher = Batcher(
     lambda kind, questions: _answer(open_qa, kind, questions),
-    batch_size=BATCH_SIZE,
+    batch_size=BATCH_SIZES[-1],
     max_waiting=limits.max_waiting,
     timeout=limits.timeout,
   )
@@ -133,7 +133,8 @@ def create_app(
   async def lifespan(_: FastAPI) -> AsyncIterator[None]:
     # Everything is compiled before the first request.
     for kind in {_Kind(reads, name == "exact") for reads in {False, open_qa.can_read} for name in searchers}:
-      _answer(open_qa, kind, ["?"])
+      for size in BATCH_SIZES:
+        _answer(open_qa, kind, ["?"] * size)
     async with batcher:
       yield
 
