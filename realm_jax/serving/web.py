@@ -17,7 +17,6 @@ from starlette.exceptions import HTTPException
 from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp
 
-import realm_jax
 from realm_jax.serving.batching import Batcher, Overloaded
 from realm_jax.serving.guard import guarded, problem
 from realm_jax.serving.open_qa import BATCH_SIZES, OpenQA
@@ -84,7 +83,6 @@ class AskResponse(BaseModel):
 
 
 class Status(BaseModel):
-  version: str
   can_answer: bool = Field(description="false: the run's reader has not learnt to answer, it can only search")
   step: int = Field(description="of the parameters")
   index_version: int
@@ -140,7 +138,7 @@ def create_app(
 
   app = FastAPI(
     title="REALM",
-    version=realm_jax.__version__,
+    version="1",
     description="Answers to questions, from the passages of a corpus.",
     docs_url=None,  # both load scripts from elsewhere
     redoc_url=None,
@@ -232,7 +230,6 @@ def _answer(open_qa: OpenQA, kind: _Kind, questions: list[str]) -> list[_Result]
 def _status(open_qa: OpenQA, searchers: list[str]) -> Status:
   snapshot, description = open_qa.snapshot, open_qa.store.description
   return Status(
-    version=realm_jax.__version__,
     can_answer=open_qa.can_read,
     step=open_qa.step,
     index_version=snapshot.version,

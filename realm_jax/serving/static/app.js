@@ -84,7 +84,7 @@ async function showStatus() {
   $("corpus").textContent = `${status.num_passages.toLocaleString("en")} passages · ${license}`;
   $("index").textContent =
     `Index ${status.index_version} (${status.index_searcher}) · parameters of step ${status.step}, ` +
-    `index ${number(status.index_age, 0)} steps old · realm_jax ${status.version}`;
+    `index ${number(status.index_age, 0)} steps old`;
   $("index-name").textContent = status.index_searcher === "scann" ? "ScaNN" : "index (exact)";
   document.querySelector("[value=exact]").disabled = !status.searchers.includes("exact");
   if (!status.can_answer) {
