@@ -115,7 +115,9 @@ def test_the_switches_choose_searcher_and_reading(open_page):
 def test_a_run_that_only_searches(open_page):
   open_qa = HostileQA()
   open_qa.can_read = False
+  open_qa.snapshot.manifest["searcher"] = "exact"
   page, _, _ = open_page(open_qa)
+  assert not page.locator("#searchers").is_visible()  # nothing to choose
   assert page.get_by_label("retrieval without reading").is_checked()
   assert page.get_by_label("retrieval without reading").is_disabled()
 
@@ -123,10 +125,14 @@ def test_a_run_that_only_searches(open_page):
 def test_a_refusal_is_told(open_page):
   open_qa = Encyclopedia()
   page, _, _ = open_page(open_qa)
+  ask(page, "x")
+  playwright.expect(page.locator("#answer")).to_have_text("Marie Curie")
   open_qa.retrieve = None
   page.get_by_label("Question").fill("x")
   page.keyboard.press("Enter")
   playwright.expect(page.get_by_role("status")).to_have_text("No answer: the server failed; its log says why")
+  assert page.locator("#result").inner_text().strip() == "No answer: the server failed; its log says why"
+  assert page.locator("#passages li").count() == 0
 
 
 def test_no_hostile_text_runs(open_page):

@@ -74,7 +74,10 @@ async function ask(event) {
     const result = await fetchJson(path, { question: $("question").value, searcher });
     if (mine === newest) show(result);
   } catch (error) {
-    if (mine === newest) $("message").textContent = `No answer: ${error.message}`;
+    if (mine !== newest) return;
+    for (const id of ["answer", "latency", "passages"]) $(id).replaceChildren();
+    $("passages-title").hidden = true;
+    $("message").textContent = `No answer: ${error.message}`;
   }
 }
 
@@ -85,8 +88,7 @@ async function showStatus() {
   $("index").textContent =
     `Index ${status.index_version} (${status.index_searcher}) · parameters of step ${status.step}, ` +
     `index ${number(status.index_age, 0)} steps old`;
-  $("index-name").textContent = status.index_searcher === "scann" ? "ScaNN" : "index (exact)";
-  document.querySelector("[value=exact]").disabled = !status.searchers.includes("exact");
+  $("searchers").hidden = status.index_searcher === "exact" || !status.searchers.includes("exact");
   if (!status.can_answer) {
     $("search-only").checked = $("search-only").disabled = true;
   }
