@@ -112,7 +112,7 @@ class _Result(NamedTuple):
 def create_app(
   open_qa: OpenQA, *, allowed_hosts: tuple[str, ...], limits: Limits | None = None, exact: bool = True
 ) -> ASGIApp:
-  """The application, guarded.
+  """The application, guarded; all that it will run has been compiled.
 
   Args:
     allowed_hosts: see `guarded`.
@@ -127,12 +127,12 @@ def create_app(
   )
   searchers = ["index", "exact"] if exact else ["index"]
 
+  for kind in {_Kind(reads, name == "exact") for reads in {False, open_qa.can_read} for name in searchers}:
+    for size in BATCH_SIZES:
+      _answer(open_qa, kind, ["?"] * size)
+
   @contextlib.asynccontextmanager
   async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-    # Everything is compiled before the first request.
-    for kind in {_Kind(reads, name == "exact") for reads in {False, open_qa.can_read} for name in searchers}:
-      for size in BATCH_SIZES:
-        _answer(open_qa, kind, ["?"] * size)
     async with batcher:
       yield
 
