@@ -15,6 +15,7 @@ VERBS = {
   "refresh_index": "the indexer: follows the trainer's parameters and publishes index snapshots",
   "evaluate": "recall@k, exact match and F1 on questions",
   "ask": "answers questions, with the evidence",
+  "serve": "a web page and a JSON API that answer questions",
   "plan": "compiles the step for a TPU slice, without one: will it fit, how fast can it be",
   "convert": "weights of HF or TensorFlow -> a run, and runs -> HF's safetensors",
 }

@@ -110,6 +110,7 @@ def test_steps_indexer_and_ask_do_without_tensorflow():
     "realm_jax.training.loop",
     "realm_jax.refresh_index",
     "realm_jax.ask",
+    "realm_jax.serving.web",
     "realm_jax.convert",
     "realm_jax.index.searcher",
   ]

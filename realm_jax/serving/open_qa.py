@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from realm_jax.batch import QueryBatch
 from realm_jax.config import make_reader, make_retriever, stored_config
 from realm_jax.data.passages import PassageStore
 from realm_jax.data.queries import QuestionSource
@@ -21,15 +21,16 @@ from realm_jax.index.digest import tree_digest
 from realm_jax.index.params import restore_params
 from realm_jax.index.retrieve import BatchAssembler, search
 from realm_jax.index.run_dir import RunDir
+from realm_jax.index.searcher import ExactSearcher, Searcher
 from realm_jax.index.snapshot import Snapshot
 from realm_jax.model.reader import Reader, span_candidates
 from realm_jax.model.retriever import passage_tower_params
 
-_BATCH = 8  # questions at once: one shape, one compilation
+BATCH_SIZES = (1, 2, 4, 8)  # questions at once, filled up to one of these: each is a compilation
 
 
 class Answer(NamedTuple):
-  """An answer with its evidence."""
+  """A passage that was read, with its best span: an answer with its evidence."""
 
   text: str
   probability: float  # among all spans of all passages read
@@ -39,6 +40,7 @@ class Answer(NamedTuple):
   start: int  # characters of the passage that the answer covers
   end: int
   retrieval_score: float
+  reader_score: float  # the span's logit; with the retrieval score added, it decides
 
   def marked(self, before: str = "[[", after: str = "]]") -> str:
     """The passage with the answer between marks."""
@@ -48,8 +50,17 @@ class Answer(NamedTuple):
 class OpenQA:
   """A retriever, its index and a reader, loaded from one run."""
 
-  def __init__(self, config: ConfigDict, store: PassageStore, vocabulary: Vocabulary, params: Any, snapshot: Snapshot):
-    self.config, self.store, self.snapshot = config, store, snapshot
+  def __init__(
+    self,
+    config: ConfigDict,
+    store: PassageStore,
+    vocabulary: Vocabulary,
+    params: Any,
+    snapshot: Snapshot,
+    step: int = 0,
+  ):
+    """step: the training step of the parameters."""
+    self.config, self.store, self.snapshot, self.step = config, store, snapshot, step
     self._vocabulary, self._params = vocabulary, jax.device_put(params)
     self._retriever = make_retriever(config.model, len(vocabulary))
     self._reader = make_reader(config.model, len(vocabulary))
@@ -78,60 +89,96 @@ class OpenQA:
         f"the newest snapshot of {workdir} was embedded with the parameters of step {snapshot.params_step}, the newest "
         f"checkpoint is of step {step}; run  realm refresh_index --workdir={workdir} --once"
       )
-    return cls(config, store, store.vocabulary(), params, snapshot)
+    return cls(config, store, store.vocabulary(), params, snapshot, step)
 
   @property
   def can_read(self) -> bool:
     """Whether the reader has learnt to mark answers."""
     return self.config.stage == "finetune"
 
-  def retrieve(self, questions: Sequence[str], k: int) -> tuple[np.ndarray, np.ndarray]:
-    """The k best passages of each question: scores and passage rows, [B, k]."""
+  @functools.cached_property
+  def exact_searcher(self) -> Searcher:
+    """The index' own searcher if that is exact; else one made of its embeddings, which stays in memory."""
+    searcher = self.snapshot.searcher
+    return searcher if isinstance(searcher, ExactSearcher) else ExactSearcher(self.snapshot.passage_emb_ND)
+
+  def retrieve(self, questions: Sequence[str], k: int, *, exact: bool = False) -> tuple[np.ndarray, np.ndarray]:
+    """The k best passages of each question: scores and passage rows, [B, k].
+
+    Args:
+      exact: compare with every passage, whatever the index' searcher is.
+    """
+    index = self.snapshot._replace(searcher=self.exact_searcher) if exact else self.snapshot
     k = min(k, len(self.store))
-    parts = [self._retrieve(queries, k) for queries in self._query_batches(questions)]
+    parts = [
+      search(self._retriever, self._params["retriever"], queries, index, k)
+      for queries in self._query_batches(questions)
+    ]
     score_BK, passage_id_BK = (np.concatenate(part)[: len(questions)] for part in zip(*parts))
     return score_BK, passage_id_BK
 
-  def answer(self, questions: Sequence[str]) -> list[Answer]:
-    """One answer to each question, from the config's num_passages best passages."""
+  def read(
+    self, questions: Sequence[str], score_BK: np.ndarray, passage_id_BK: np.ndarray, num_answers: int | None = None
+  ) -> list[list[Answer]]:
+    """The best span of each passage that was retrieved, best first.
+
+    Args:
+      num_answers: answers to a question; None: K, one from each passage.
+
+    Raises:
+      ValueError: the run's reader has not learnt to mark answers.
+    """
     if not self.can_read:
       raise ValueError(
         f"this run is of the stage {self.config.stage!r}: its reader has not learnt to answer; give a fine-tuned run"
       )
-    answers = []
-    for queries in self._query_batches(questions):
-      score_BK, passage_id_BK = self._retrieve(queries, min(self.config.num_passages, len(self.store)))
-      joint_BKJ = self._assembler.joint_input(queries, passage_id_BK)
+    answers: list[list[Answer]] = []
+    for begin, queries in zip(range(0, len(questions), BATCH_SIZES[-1]), self._query_batches(questions)):
+      row = _filled_up(begin, len(questions))
+      score, passage_id = score_BK[row], passage_id_BK[row]
+      joint_BKJ = self._assembler.joint_input(queries, passage_id)
       is_body_BKJ = (joint_BKJ.segment_id == 1) & (joint_BKJ.token_id != self._vocabulary.sep_id)
-      inputs = jax.device_put((joint_BKJ, is_body_BKJ, score_BK))
-      best_B, probability_B = jax.device_get(_best_span(self._reader, self._params["reader"], *inputs))
+      inputs = jax.device_put((joint_BKJ, is_body_BKJ, score))
+      span_BK, reader_score_BK, probability_BK = jax.device_get(
+        _best_spans(self._reader, self._params["reader"], *inputs)
+      )
       start_S, end_S = span_candidates(joint_BKJ.token_id.shape[-1], self.config.model.max_span_width)
-      for b, (best, probability) in enumerate(zip(best_B, probability_B)):
-        k, s = divmod(int(best), len(start_S))
-        first_body_token = int(np.argmax(is_body_BKJ[b, k]))
+      body_BK = is_body_BKJ.argmax(-1)  # where the passage's first token stands
+      first_BK, last_BK = start_S[span_BK] - body_BK, end_S[span_BK] - body_BK
+      for b in range(min(BATCH_SIZES[-1], len(questions) - begin)):
+        order = np.argsort(-probability_BK[b], kind="stable")[:num_answers]
         answers.append(
+          [
             self._extract(
-                int(passage_id_BK[b, k]), start_S[s] - first_body_token, end_S[s] - first_body_token,
-                float(probability), float(score_BK[b, k]),
+                int(passage_id[b, k]), int(first_BK[b, k]), int(last_BK[b, k]),
+                float(probability_BK[b, k]), float(score[b, k]), float(reader_score_BK[b, k]),
             )
+            for k in order
+          ]
         )  # fmt: skip
-    return answers[: len(questions)]
+    return answers
+
+  def answers(self, questions: Sequence[str], num_answers: int | None = None) -> list[list[Answer]]:
+    """The best answers to each question, from as many of the config's num_passages best passages, best first."""
+    return self.read(questions, *self.retrieve(questions, self.config.num_passages), num_answers)
+
+  def answer(self, questions: Sequence[str]) -> list[Answer]:
+    """One answer to each question, from the config's num_passages best passages."""
+    return [found[0] for found in self.answers(questions, 1)]
 
   def _query_batches(self, questions: Sequence[str]):
-    """Questions as batches of one size, the last one filled up with its first question."""
+    """Questions as batches, the last one filled up with its first question."""
     if isinstance(questions, str):
       raise TypeError("give a list of questions, not one text")
     source = QuestionSource(
       [Question(q, ()) for q in questions], self._vocabulary, seed=0, query_length=self.config.query_length, max_masks=1
     )
-    for begin in range(0, len(questions), _BATCH):
-      row = np.arange(begin, begin + _BATCH)
-      yield source.rows(np.where(row < len(questions), row, begin))
+    for begin in range(0, len(questions), BATCH_SIZES[-1]):
+      yield source.rows(_filled_up(begin, len(questions)))
 
-  def _retrieve(self, queries: QueryBatch, k: int) -> tuple[np.ndarray, np.ndarray]:
-    return search(self._retriever, self._params["retriever"], queries, self.snapshot, k)
-
-  def _extract(self, row: int, first: int, last: int, probability: float, retrieval_score: float) -> Answer:
+  def _extract(
+    self, row: int, first: int, last: int, probability: float, retrieval_score: float, reader_score: float
+  ) -> Answer:
     """Body tokens first to last -> characters, widened to whole words."""
     body = self.store.body(row)
     encoding = self._vocabulary.encode([body])[0]
@@ -142,13 +189,22 @@ class OpenQA:
       last += 1
     start, end = int(encoding.char_range[first, 0]), int(encoding.char_range[last, 1])
     return Answer(
-      body[start:end], probability, self.store.id(row), self.store.title(row), body, start, end, retrieval_score
-    )
+        body[start:end], probability, self.store.id(row), self.store.title(row), body, start, end,
+        retrieval_score, reader_score,
+    )  # fmt: skip
+
+
+def _filled_up(begin: int, num_questions: int) -> np.ndarray:
+  """The rows of one batch, its first one again behind the last."""
+  num_rows = min(BATCH_SIZES[-1], num_questions - begin)
+  row = np.arange(begin, begin + next(n for n in BATCH_SIZES if n >= num_rows))
+  return np.where(row < num_questions, row, begin)
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _best_span(reader: Reader, params, joint_BKJ, is_body_BKJ, score_BK):
-  """The best span of all passages, as an index into K x S, and its probability among them."""
-  span_logit_BKS = reader.apply({"params": params}, joint_BKJ, is_body_BKJ, method="span_logit")
-  logit_BX = (span_logit_BKS + score_BK[..., None]).reshape(len(score_BK), -1)
-  return logit_BX.argmax(1), jax.nn.softmax(logit_BX).max(1)
+def _best_spans(reader: Reader, params, joint_BKJ, is_body_BKJ, score_BK):
+  """The best span of each passage, as an index into S, its logit, and its probability among all spans of K passages."""
+  span_logit_BKS: Any = reader.apply({"params": params}, joint_BKJ, is_body_BKJ, method="span_logit")
+  logit_BKS = span_logit_BKS + score_BK[..., None]
+  normalizer_B = jax.nn.logsumexp(logit_BKS, axis=(1, 2))
+  return span_logit_BKS.argmax(-1), span_logit_BKS.max(-1), jnp.exp(logit_BKS.max(-1) - normalizer_B[:, None])

@@ -1,0 +1,88 @@
+"""Answers questions over HTTP: a web page, and a JSON API that /openapi.json describes.
+
+  realm serve --workdir=runs/finetune
+
+It listens on this machine alone. To be reached from others, say where to listen and under which names:
+
+  realm serve --workdir=runs/finetune --host=0.0.0.0 --allowed_hosts=qa.example.org
+"""
+
+from __future__ import annotations
+
+import socket
+import sys
+
+from absl import flags
+
+from realm_jax import cli
+
+_LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
+_MAX_CONNECTIONS = 512  # beyond these uvicorn answers 503 at once
+
+
+def define_flags(values: flags.FlagValues) -> None:
+  flags.DEFINE_string("workdir", None, "A run directory with an index.", required=True, flag_values=values)
+  flags.DEFINE_string("host", "127.0.0.1", "The address to listen on.", flag_values=values)
+  flags.DEFINE_integer("port", 8080, "The port; 0 takes a free one.", 0, 65_535, flag_values=values)
+  flags.DEFINE_list(
+    "allowed_hosts", None, "Names under which the server may be addressed, * for any [--host, and localhost].",
+    flag_values=values,
+  )  # fmt: skip
+  flags.DEFINE_bool(
+    "exact", True, "Offer exact search too; where the index is ScaNN's, this holds the embeddings a second time.",
+    flag_values=values,
+  )  # fmt: skip
+  flags.DEFINE_float("requests_per_second", 50, "Questions of one address; more get 429.", 0.01, flag_values=values)
+  flags.DEFINE_integer("max_waiting", 64, "Questions that wait at most; more get 429.", 1, flag_values=values)
+  flags.DEFINE_float("timeout", 10, "Seconds until a question gets 503.", 0.1, flag_values=values)
+
+
+def main(values: flags.FlagValues, positional: list[str]) -> None:
+  if positional:
+    raise ValueError(f"unexpected {positional[0]!r}")
+  hosts = values.allowed_hosts or _default_hosts(values.host)
+  try:
+    import uvicorn  # noqa: PLC0415 an extra
+
+    from realm_jax.serving import open_qa, web  # noqa: PLC0415 after the flags, so that --help is quick
+  except ModuleNotFoundError as error:
+    if error.name not in ("fastapi", "uvicorn"):
+      raise
+    raise ImportError(f"realm serve needs {error.name}:  pip install 'realm_jax[serve]'") from error
+  listening = listen(values.host, values.port)
+  app = web.create_app(
+    open_qa.OpenQA.load(values.workdir),
+    allowed_hosts=tuple(hosts),
+    limits=web.Limits(values.requests_per_second, values.max_waiting, values.timeout),
+    exact=values.exact,
+  )
+  config = uvicorn.Config(
+      app, log_level="warning", access_log=False, ws="none", proxy_headers=False, server_header=False,
+      limit_concurrency=_MAX_CONNECTIONS, timeout_graceful_shutdown=5,
+  )  # fmt: skip
+  host = f"[{values.host}]" if ":" in values.host else values.host
+  print(f"http://{host}:{listening.getsockname()[1]}/  (Ctrl-C ends)", flush=True)
+  uvicorn.Server(config).run([listening])
+
+
+def listen(host: str, port: int) -> socket.socket:
+  """A socket that takes connections; raises OSError with what to do."""
+  try:
+    return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET, backlog=2048)
+  except OSError as error:
+    raise OSError(
+      f"can't listen on port {port} of {host} ({error.strerror}); choose another --port or --host"
+    ) from None
+
+
+def _default_hosts(host: str) -> tuple[str, ...]:
+  """A page elsewhere can give this machine a name of its own: only known names are answered."""
+  if host in ("0.0.0.0", "::"):
+    raise ValueError(
+      f"--host={host} listens to all machines: say by which names they call this one, --allowed_hosts=NAME"
+    )
+  return (*_LOOPBACK, host)
+
+
+if __name__ == "__main__":
+  sys.exit(cli.run(["serve", *sys.argv[1:]]))
