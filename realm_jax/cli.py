@@ -13,7 +13,7 @@ VERBS = {
   "build_corpus": "raw text -> a passage store",
   "train": "one loop, three stages: ict, pretrain, finetune",
   "refresh_index": "the indexer: follows the trainer's parameters and publishes index snapshots",
-  "evaluate": "recall@k, exact match and F1 on questions",
+  "evaluate": "recall@k, exact match and F1 on questions, and a report",
   "ask": "answers questions, with the evidence",
   "serve": "a web page and a JSON API that answer questions",
   "plan": "compiles the step for a TPU slice, without one: will it fit, how fast can it be",

@@ -1,13 +1,16 @@
-"""Evaluates a run on questions: recall@1/5/20, and for a fine-tuned run exact match and F1.
+"""Evaluates a run on questions: recall@k, and for a fine-tuned run exact match and F1, each with its interval.
 
-  realm evaluate --workdir=runs/finetune --questions=dev.jsonl
-  realm evaluate --bm25 --corpus=corpora/mine --questions=dev.jsonl
+  realm evaluate --workdir=runs/finetune --questions=dev.jsonl --report=report.html
+  realm evaluate --workdir=runs/finetune --questions=dev.jsonl --bm25
+  realm evaluate --bm25 --corpus=corpora/mine --questions=dev.jsonl --recall_at=1,5,10,20,50,100
+  realm evaluate --predictions=mine.jsonl --questions=dev.jsonl --compare=theirs.jsonl
   realm evaluate --table=runs/ict,runs/pretrain,runs/finetune
 
 --questions takes a file: .jsonl with {"question": ..., "answer": [...]} a line, or DPR's .json, .tsv or .csv (and .gz
 or .xz of these); or a set of TFDS: nq_open, web_questions, trivia_qa or squad_open. A split may follow: FILE:dev is the
 tenth of a file that Google's hash holds out, FILE:train the rest, nq_open:test TFDS's own test questions. A file whose
-name has CuratedTREC in it holds regular expressions. Scores and predictions go to the run's evaluation/ directory.
+name has CuratedTREC in it holds regular expressions. Scores, predictions, DPR's json and TREC's files go to the run's
+evaluation/ directory. docs/evaluation.md defines all of them.
 """
 
 from __future__ import annotations
@@ -18,22 +21,28 @@ import re
 import sys
 from typing import Any
 
-import tqdm
 from absl import flags
+from etils import epath
 
 from realm_jax import cli
+from realm_jax.data.files import write_whole
 from realm_jax.data.passages import PassageStore
-from realm_jax.data.questions import read_questions, split_name
+from realm_jax.data.questions import Question, read_questions, split_name
 from realm_jax.index.bm25 import Bm25
 from realm_jax.index.run_dir import RunDir
-from realm_jax.serving.evaluation import RECALL_AT, answerable, evaluate_answers, evaluate_retrieval
+from realm_jax.serving.evaluation import KINDS, RECALL_AT, answer_scores, answerable, longer_than_any_span, summarize
+from realm_jax.serving.evaluation_files import dpr_json, predictions_jsonl, trec_qrels, trec_run
+from realm_jax.serving.evaluation_predictions import read_predictions
+from realm_jax.serving.evaluation_report import make_report
+from realm_jax.serving.evaluation_run import Evaluated, evaluate_run, report_cases
 
 
 def define_flags(values: flags.FlagValues) -> None:
   flags.DEFINE_string("workdir", None, "The run to evaluate.", flag_values=values)
   flags.DEFINE_string("questions", None, "File or TFDS set, whole or with a split; see above.", flag_values=values)
-  flags.DEFINE_bool("bm25", False, "Evaluate BM25 over the corpus instead of a retriever.", flag_values=values)
-  flags.DEFINE_string("corpus", None, "The passage store, with --bm25 and no --workdir.", flag_values=values)
+  flags.DEFINE_bool("bm25", False, "Take BM25's passages; a fine-tuned run's reader reads them.", flag_values=values)
+  flags.DEFINE_string("corpus", None, "The passage store, where there is no --workdir.", flag_values=values)
+  flags.DEFINE_list("recall_at", [str(k) for k in RECALL_AT], "The k of recall@k.", flag_values=values)
   flags.DEFINE_bool(
     "regex", False, "Answers are regular expressions, as they always are in CuratedTREC.", flag_values=values
   )
@@ -42,6 +51,11 @@ def define_flags(values: flags.FlagValues) -> None:
     "answerable", False, "Leave out questions without an answer anywhere in the corpus.", flag_values=values
   )
   flags.DEFINE_bool("retrieval_only", False, "Measure recall alone.", flag_values=values)
+  flags.DEFINE_string(
+    "predictions", None, "Score these predictions, a jsonl file, without a model.", flag_values=values
+  )
+  flags.DEFINE_string("compare", None, "Predictions to compare with, question by question.", flag_values=values)
+  flags.DEFINE_string("report", None, "Write an HTML page with all questions here.", flag_values=values)
   flags.DEFINE_string("name", None, "Name of the result [the questions' file name].", flag_values=values)
   flags.DEFINE_list("table", None, "Print the stored results of these runs as one table, and end.", flag_values=values)
 
@@ -52,37 +66,89 @@ def main(values: flags.FlagValues, positional: list[str]) -> None:
   if values.table:
     print(format_table(values.table))
     return
-  if not values.questions or not (values.workdir or (values.bm25 and values.corpus)):
-    raise ValueError("give --questions with --workdir, or with --bm25 and --corpus, or --table")
+  _check(values)
   questions, regex, skipped = read_questions(values.questions, regex=values.regex, strict=values.strict)
   if skipped:
     print(f"{values.questions}: skipped {skipped}", file=sys.stderr)
-  num_read = len(questions)
-  from realm_jax.serving.open_qa import OpenQA  # noqa: PLC0415 after the flags, so that --help is quick
-
-  open_qa = None if values.bm25 else OpenQA.load(values.workdir)
-  store = open_qa.store if open_qa else PassageStore(values.corpus or RunDir(values.workdir).read_config()["corpus"])
-  if values.answerable:
-    questions = answerable(store, questions, regex=regex)
-    if not questions:
-      raise ValueError(f"no passage of {store.path} holds an answer to any of the {num_read} questions")
-  result: dict[str, Any] = {"num_questions": len(questions), "num_questions_read": num_read}
-  result |= evaluate_retrieval(open_qa or Bm25(store), store, questions, regex=regex)
-  predictions = None
-  if open_qa:
-    result["params_step"] = open_qa.snapshot.params_step
-    if open_qa.can_read and not values.retrieval_only:
-      chunks = [questions[i : i + 64] for i in range(0, len(questions), 64)]
-      answers = [a for c in tqdm.tqdm(chunks, desc="reading") for a in open_qa.answer([q.question for q in c])]
-      result |= evaluate_answers(answers, questions, regex=regex)
-      predictions = [
-        {"question": q.question, "prediction": a.text, "answer": list(q.answers), **a._asdict()}
-        for q, a in zip(questions, answers)
-      ]
-  if values.workdir:
-    name = values.name or ("bm25." if values.bm25 else "") + result_name(values.questions)
-    _store(RunDir(values.workdir), name, result, predictions)
+  result: dict[str, Any] = {"num_questions": len(questions), "num_questions_read": len(questions), "skipped": skipped}
+  run_dir = RunDir(values.workdir) if values.workdir else None
+  config = run_dir.read_config() if run_dir else {}
+  corpus = values.corpus or config.get("corpus")
+  store = PassageStore(corpus) if corpus else None
+  can_read = config.get("stage") == "finetune"
+  reads = can_read and not values.retrieval_only
+  if values.compare and not (reads or values.predictions):
+    raise ValueError("--compare needs answers: give a fine-tuned run without --retrieval_only, or --predictions")
+  if store and values.answerable:
+    questions = _only_answerable(store, questions, regex)
+    result["num_questions"] = len(questions)
+  if store and can_read and not regex:
+    too_long_B = longer_than_any_span(questions, store.vocabulary(), config["model"]["max_span_width"])
+    result["num_longer_than_any_span"] = int(too_long_B.sum())
+  # Before the run is evaluated, which may take long: a faulty file is told of at once.
+  compared = read_predictions(values.compare, questions) if values.compare else None
+  evaluated = None
+  if values.predictions:
+    predictions, faults = read_predictions(values.predictions, questions)
+    scores = answer_scores(predictions, questions, regex=regex)
+    is_answerable_B = answerable(store, questions, regex=regex) if store else None
+    result |= faults
+  else:
+    assert store  # _check has seen to it
+    evaluated, facts = _evaluate(values, store, questions, regex=regex, reads=reads)
+    scores, is_answerable_B = evaluated.scores, evaluated.is_answerable_B
+    result |= facts
+  if is_answerable_B is not None:
+    result["num_answerable"] = int(is_answerable_B.sum())
+  result |= summarize(scores)
+  if compared:
+    their_scores = answer_scores(compared[0], questions, regex=regex)
+    difference = summarize({name: scores[name] - score for name, score in their_scores.items()})
+    result["compared"] = compared[1] | {"difference": difference}
+  if evaluated and store:
+    _write(values, run_dir, result, store, questions, evaluated)
   print(json.dumps(result))
+
+
+def _check(values: flags.FlagValues) -> None:
+  """Refuses flags that don't go together."""
+  if not values.questions or not (values.predictions or values.workdir or (values.bm25 and values.corpus)):
+    raise ValueError(
+      "give --questions with --workdir, with --bm25 and --corpus, or with --predictions; or give --table alone"
+    )
+  if values.workdir and values.corpus:
+    raise ValueError("a run is evaluated over its own corpus: give --workdir or --corpus")
+  if values.predictions and (values.report or values.bm25 or values.retrieval_only):
+    raise ValueError("--predictions are scored without passages: leave out --report, --bm25 and --retrieval_only")
+  if values.answerable and not (values.corpus or values.workdir):
+    raise ValueError("--answerable needs the corpus: give --corpus or --workdir")
+  if not all(k.isdecimal() and int(k) > 0 for k in values.recall_at):
+    raise ValueError(f"--recall_at={','.join(values.recall_at)}: give numbers of passages, as 1,5,20")
+
+
+def _only_answerable(store: PassageStore, questions: list[Question], regex: bool) -> list[Question]:
+  kept = [q for q, is_in in zip(questions, answerable(store, questions, regex=regex)) if is_in]
+  if not kept:
+    raise ValueError(f"no passage of {store.path} holds an answer to any of the {len(questions)} questions")
+  return kept
+
+
+def _evaluate(
+  values: flags.FlagValues, store: PassageStore, questions: list[Question], *, regex: bool, reads: bool
+) -> tuple[Evaluated, dict[str, Any]]:
+  """What `evaluate_run` finds, and the facts of it that the result names."""
+  facts: dict[str, Any] = {}
+  open_qa = None
+  if reads or not values.bm25:
+    from realm_jax.serving.open_qa import OpenQA  # noqa: PLC0415 so that --help is quick
+
+    open_qa = OpenQA.load(values.workdir)
+    facts["params_step"] = open_qa.snapshot.params_step
+  retriever = open_qa if open_qa and not values.bm25 else Bm25(store)
+  recall_at = sorted({int(k) for k in values.recall_at})
+  reader = open_qa if reads else None
+  evaluated = evaluate_run(retriever, reader, store, questions, recall_at=recall_at, regex=regex)
+  return evaluated, facts | {"outcomes": {kind: evaluated.kinds.count(kind) for kind in KINDS}}
 
 
 def result_name(questions: str) -> str:
@@ -92,12 +158,29 @@ def result_name(questions: str) -> str:
   return stem if questions == base else f"{stem}.{split}"
 
 
-def _store(run_dir: RunDir, name: str, result: dict, predictions: list[dict] | None) -> None:
-  run_dir.evaluation.mkdir(parents=True, exist_ok=True)
-  if predictions is not None:
-    lines = "".join(json.dumps(p, ensure_ascii=False) + "\n" for p in predictions)
-    run_dir.files.replace(run_dir.evaluation / f"{name}.predictions.jsonl", lines)
-  run_dir.files.replace(run_dir.evaluation / f"{name}.json", json.dumps(result, indent=2) + "\n")
+def _write(
+    values: flags.FlagValues, run_dir: RunDir | None, result: dict, store: PassageStore, questions: list[Question],
+    evaluated: Evaluated,
+) -> None:  # fmt: skip
+  """The run's files, where there is a run, and the report, where it is asked for."""
+  name = values.name or ("bm25." if values.bm25 else "") + result_name(values.questions)
+  if run_dir:
+    contents = {
+      "json": json.dumps(result, indent=2) + "\n",
+      "dpr.json": dpr_json(store, questions, evaluated.retrieved),
+      "trec": trec_run(store, evaluated.retrieved, f"{run_dir.path.name}.{name}"),
+      "qrels": trec_qrels(store, evaluated.retrieved),
+    }
+    if evaluated.answers:
+      contents["predictions.jsonl"] = predictions_jsonl(questions, [a[0] for a in evaluated.answers])
+    run_dir.evaluation.mkdir(parents=True, exist_ok=True)
+    for suffix, content in contents.items():
+      run_dir.files.replace(run_dir.evaluation / f"{name}.{suffix}", content)
+  if values.report:
+    metrics = run_dir.files.read(run_dir.metrics) if run_dir else None
+    cases = report_cases(evaluated, store, questions)
+    page = make_report(f"{name}, {values.workdir or values.corpus}", result, cases, metrics)
+    write_whole(epath.Path(values.report), page.encode())
 
 
 def _format(value: float | None) -> str:
@@ -121,7 +204,8 @@ def format_table(workdirs: list[str]) -> str:
   rows = []
   for workdir in workdirs:
     run_dir = RunDir(workdir)
-    paths = sorted(run_dir.evaluation.glob("*.json")) if run_dir.evaluation.exists() else []
+    names = [n for n in run_dir.files.names(run_dir.evaluation) if n.endswith(".json") and not n.endswith(".dpr.json")]
+    paths = [run_dir.evaluation / n for n in names]
     if not paths:
       raise FileNotFoundError(f"no results in {run_dir.evaluation}; make them with realm evaluate --workdir={workdir}")
     for path in paths:

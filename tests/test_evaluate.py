@@ -1,11 +1,17 @@
 """The verb evaluate: which questions it reads, and what it calls the result."""
 
 import json
+import types
 
+import numpy as np
 import pytest
 
 from realm_jax import cli
+from realm_jax.data.question_files import read_records
 from realm_jax.evaluate import result_name
+from realm_jax.index.run_dir import RunDir
+from realm_jax.serving.evaluation import KINDS
+from realm_jax.serving.open_qa import Answer, OpenQA
 
 
 @pytest.mark.parametrize(
@@ -39,8 +45,10 @@ def test_skipped_questions_are_reported(evaluate, sample_store, tmp_path):
   path.write_text(f"{sample_store.body(0)}\t['{word}']\nwho?\t[]\n", encoding="utf-8")
   status, out, err = evaluate(f"--questions={path}")
   assert status == 0
-  assert json.loads(out) == {
-    "num_questions": 1, "num_questions_read": 1, "recall@1": 100.0, "recall@5": 100.0, "recall@20": 100.0
+  recall = {f"{rule}recall@{k}": 100.0 for rule in ("", "token_", "substring_") for k in (1, 5, 20)}
+  assert json.loads(out) == recall | {
+    "num_questions": 1, "num_questions_read": 1, "skipped": "1 with no answer (line 2)", "num_answerable": 1,
+    "outcomes": dict.fromkeys(KINDS, 0) | {"not read": 1}, "interval_95": {name: [100.0, 100.0] for name in recall},
   }  # fmt: skip
   assert err == f"{path}: skipped 1 with no answer (line 2)\n"
   status, out, err = evaluate(f"--questions={path}", "--strict")
@@ -54,3 +62,120 @@ def test_curated_trec_is_matched_by_pattern_without_a_flag(evaluate, sample_stor
   (tmp_path / name).write_text(f"{text}\t(?:[A-Z])\\w* \\w+\n", encoding="utf-8")
   status, out, _ = evaluate(f"--questions={tmp_path / name}")
   assert (status, json.loads(out)["recall@1"]) == (0, recall)
+
+
+@pytest.fixture
+def files(sample_store, tmp_path):
+  """Three questions, the last of them nowhere in the corpus, and two predictions files."""
+  word = sample_store.body(0).split()[0]
+  questions = {"who?": [word], "when?": ["the year 1867", "1867"], "where?": ["xyzzy " * 40]}
+  first = {"who?": f"The {word}.", "when?": "in the year 1867", "why?": "so"}
+  second = {"who?": "nobody", "when?": "1867", "where?": ""}
+  for name, records, key in [("q", questions, "answer"), ("a", first, "prediction"), ("b", second, "prediction")]:
+    lines = [json.dumps({"question": question, key: value}) + "\n" for question, value in records.items()]
+    (tmp_path / f"{name}.jsonl").write_text("".join(lines), encoding="utf-8")
+  return tmp_path
+
+
+def test_predictions_are_scored_and_compared_without_a_model(files, capsys):
+  flags = [f"--{flag}={files / name}" for flag, name in {"questions": "q.jsonl", "predictions": "a.jsonl"}.items()]
+  assert cli.run(["evaluate", *flags, f"--compare={files / 'b.jsonl'}"]) == 0
+  result = json.loads(capsys.readouterr().out)
+  # "in year 1867" against "year 1867": 2 of 3 and 2 words in common; the other is at 1/3 and 1.
+  assert (result["exact_match"], result["f1"]) == (33.33, 60.0)
+  assert result["interval_95"]["exact_match"] == [0.0, 100.0]
+  faults = {"num_missing": 1, "num_repeated": 0, "num_not_asked": 1, "num_empty": 0}
+  assert {name: result[name] for name in faults} == faults
+  compared = result["compared"]
+  assert (compared["num_missing"], compared["num_empty"]) == (0, 1)
+  # Question by question 1 - 0, 0 - 1, 0 - 0; f1 1 - 0, 0.8 - 1, 0 - 0.
+  assert (compared["difference"]["exact_match"], compared["difference"]["f1"]) == (0.0, 26.67)
+  low, high = compared["difference"]["interval_95"]["exact_match"]
+  assert low == -high < 0
+  assert "num_answerable" not in result
+
+
+def test_a_corpus_without_the_answers_is_reported(files, sample_store, capsys):
+  flags = [f"--{flag}={files / name}" for flag, name in {"questions": "q.jsonl", "predictions": "a.jsonl"}.items()]
+  assert cli.run(["evaluate", *flags, f"--corpus={sample_store.path}"]) == 0
+  assert json.loads(capsys.readouterr().out)["num_answerable"] == sum(
+    any(a in sample_store.body(i) for i in range(len(sample_store)) for a in answers)
+    for answers in ([sample_store.body(0).split()[0]], ["1867"], ["xyzzy"])
+  )
+
+
+class Reader:
+  """A run's retriever and reader: finds the first passages, and marks the first word of the first."""
+
+  def __init__(self, store):
+    self.store = store
+    self.config = types.SimpleNamespace(num_passages=2)
+    self.snapshot = types.SimpleNamespace(params_step=7)
+
+  def retrieve(self, questions, k):
+    return np.tile(-np.arange(float(k)), (len(questions), 1)), np.tile(np.arange(k), (len(questions), 1))
+
+  def read(self, questions, score_BK, passage_id_BK):
+    bodies = [self.store.body(i) for i in range(2)]
+    words = [body.split()[0] for body in bodies]
+    answers = [
+      Answer(words[i], 0.6 - i / 2, self.store.id(i), self.store.title(i), bodies[i], 0, len(words[i]), 1.0, 1.0)
+      for i in range(2)
+    ]
+    return [answers for _ in questions]
+
+
+@pytest.fixture
+def run(files, sample_store, monkeypatch):
+  monkeypatch.setattr(OpenQA, "load", lambda workdir: Reader(sample_store))
+  run_dir = RunDir(files / "run")
+  run_dir.write_config({"stage": "finetune", "corpus": str(sample_store.path), "model": {"max_span_width": 10}})
+  run_dir.metrics.write_text('{"step": 1, "loss": 2.0}\n')
+  return run_dir
+
+
+@pytest.mark.parametrize("flags", [[], ["--bm25"]])
+def test_a_fine_tuned_run_leaves_its_files(run, files, sample_store, capsys, flags):
+  report = files / "new" / "report.html"
+  command = ["evaluate", f"--workdir={run.path}", f"--questions={files / 'q.jsonl'}", f"--report={report}", *flags]
+  assert cli.run([*command, "--recall_at=1,30"]) == 0
+  result = json.loads(capsys.readouterr().out)
+  name = "bm25.q" if flags else "q"
+  suffixes = ("dpr.json", "json", "predictions.jsonl", "qrels", "trec")
+  assert run.files.names(run.evaluation) == [f"{name}.{suffix}" for suffix in suffixes]
+  assert json.loads((run.evaluation / f"{name}.json").read_text()) == result
+  assert (result["exact_match"], result["params_step"], result["num_longer_than_any_span"]) == (33.33, 7, 1)
+  assert sum(result["outcomes"].values()) == 3 and result["outcomes"]["not in the corpus"] >= 1
+  assert "reader_oracle" in result and "recall@30" in result and "recall@5" not in result
+  questions = [r.question for r in read_records(run.evaluation / f"{name}.dpr.json")]
+  assert questions == ["who?", "when?", "where?"]
+  assert len((run.evaluation / f"{name}.trec").read_text().splitlines()) == 3 * 30
+  page = report.read_text(encoding="utf-8")
+  assert page.count("<mark>") == 3 * 2 and 'aria-label="loss"' in page
+  assert cli.run(["evaluate", f"--table={run.path}"]) == 0
+  assert f"run {name}" in capsys.readouterr().out
+
+
+def test_retrieval_only_reads_nothing(run, files, capsys):
+  command = ["evaluate", f"--workdir={run.path}", f"--questions={files / 'q.jsonl'}", "--retrieval_only"]
+  assert cli.run(command) == 0
+  assert "exact_match" not in json.loads(capsys.readouterr().out)
+  assert cli.run([*command, f"--compare={files / 'a.jsonl'}"]) == 1
+  assert "--compare needs answers" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+  ("flags", "message"),
+  [
+    ([], "give --questions with --workdir"),
+    (["--questions=q.jsonl"], "give --questions with --workdir"),
+    (["--questions=q.jsonl", "--workdir=w", "--corpus=c"], "a run is evaluated over its own corpus"),
+    (["--questions=q.jsonl", "--predictions=p", "--report=r"], "--predictions are scored without passages"),
+    (["--questions=q.jsonl", "--predictions=p", "--answerable"], "--answerable needs the corpus"),
+    (["--questions=q.jsonl", "--predictions=p", "--recall_at=1,x"], "--recall_at=1,x: give numbers"),
+    (["--questions=q.jsonl", "--predictions=p", "--recall_at=0"], "--recall_at=0: give numbers"),
+  ],
+)
+def test_flags_that_do_not_go_together(flags, message, capsys):
+  assert cli.run(["evaluate", *flags]) == 1
+  assert message in capsys.readouterr().err

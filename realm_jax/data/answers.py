@@ -91,6 +91,24 @@ def matchable(text: str) -> str:
   return " " + " ".join(re.findall(r"\w+", text)) + " "
 
 
+class _DprCharacters(dict[int, str]):
+  """What DPR's tokenizer makes of a character: part of a word, a space, or a word of its own."""
+
+  def __missing__(self, code: int) -> str:
+    category = unicodedata.category(chr(code))[0]
+    self[code] = chr(code) if category in "LNM" else " " if category in "ZC" else f" {chr(code)} "
+    return self[code]
+
+
+_DPR_CHARACTERS = _DprCharacters()
+
+
+def dpr_words(text: str) -> str:
+  """As `matchable`, by DPR's rule: accents stay, and every sign is a word."""
+  words = unicodedata.normalize("NFD", text).translate(_DPR_CHARACTERS).split()
+  return f" {' '.join(words).lower()} "
+
+
 def has_answer(text: str, answers: Sequence[str], *, regex: bool = False) -> bool:
   """Whether a passage holds an answer: as whole words without case and accents, or as a regular expression."""
   if regex:
@@ -99,7 +117,7 @@ def has_answer(text: str, answers: Sequence[str], *, regex: bool = False) -> boo
 
 
 def has_words(words: str, answers: Sequence[str]) -> bool:
-  """`has_answer` for a text and answers that went through `matchable`; one of signs alone is nowhere."""
+  """Whether answers are in a text, after all went through `matchable` or `dpr_words`; one without words is nowhere."""
   return any(answer != "  " and answer in words for answer in answers)
 
 

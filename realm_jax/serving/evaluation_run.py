@@ -1,0 +1,103 @@
+"""Runs a retriever, and a reader where there is one, over questions, and tells what became of each."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+import tqdm
+
+from realm_jax.data.passages import PassageStore
+from realm_jax.data.questions import Question
+from realm_jax.serving.evaluation import (
+  Retrieves,
+  answer_scores,
+  answerable,
+  find_answers_in_passages,
+  is_alias,
+  kinds_of_outcome,
+  recall_scores,
+)
+from realm_jax.serving.evaluation_files import Retrieved
+from realm_jax.serving.evaluation_report import Case, ShownPassage, shown_answer
+
+if TYPE_CHECKING:
+  from realm_jax.serving.open_qa import Answer, OpenQA
+
+
+class Evaluated(NamedTuple):
+  """What was found for each of B questions."""
+
+  scores: dict[str, np.ndarray]  # each [B]
+  retrieved: Retrieved  # K passages each; they hold an answer by DPR's rule
+  has_answer_BK: np.ndarray  # by the project's own rule
+  is_answerable_B: np.ndarray
+  kinds: list[str]
+  answers: list[list[Answer]] | None  # the passages that were read, best first; None without a reader
+
+
+def evaluate_run(
+  retriever: Retrieves,
+  reader: OpenQA | None,
+  store: PassageStore,
+  questions: Sequence[Question],
+  *,
+  recall_at: Sequence[int],
+  regex: bool = False,
+) -> Evaluated:
+  """Retrieves as many passages as the largest k of recall@k or the reader needs, and lets the reader read its share.
+
+  The reader adds its own retriever's scores to its spans' and no other's, which are on another scale: with another
+  retriever's passages the spans' scores decide alone.
+  """
+  texts = [q.question for q in questions]
+  num_read = min(reader.config.num_passages, len(store)) if reader else min(max(recall_at), len(store))
+  score_BK, passage_id_BK = retriever.retrieve(texts, min(max(*recall_at, num_read), len(store)))
+  found = find_answers_in_passages(store, questions, passage_id_BK, regex=regex)
+  has_answer_BK = found[""]
+  is_given_B = np.any(has_answer_BK[:, :num_read], 1)
+  is_answerable_B = np.array(has_answer_BK.any(1))
+  unknown_B = ~is_answerable_B
+  is_answerable_B[unknown_B] = answerable(store, [q for q, u in zip(questions, unknown_B) if u], regex=regex)
+  scores = recall_scores(found, recall_at)
+  is_right_B = is_alias_B = np.zeros(len(questions), bool)
+  answers = None
+  if reader:
+    added_BK = score_BK if retriever is reader else np.zeros_like(score_BK, np.float32)
+    chunks = [slice(i, i + 64) for i in range(0, len(texts), 64)]
+    answers = [
+      a
+      for c in tqdm.tqdm(chunks, desc="reading")
+      for a in reader.read(texts[c], added_BK[c, :num_read], passage_id_BK[c, :num_read])
+    ]
+    predictions = [a[0].text for a in answers]
+    scores |= {"reader_oracle": is_given_B.astype(float)} | answer_scores(predictions, questions, regex=regex)
+    is_right_B = scores["exact_match"] == 1
+    is_alias_B = np.array([is_alias(p, q.answers, regex=regex) for p, q in zip(predictions, questions)])
+  kinds = kinds_of_outcome(is_right_B, is_alias_B, is_given_B, is_answerable_B)
+  retrieved = Retrieved(score_BK, passage_id_BK, found["token_"])
+  return Evaluated(scores, retrieved, has_answer_BK, is_answerable_B, kinds, answers)
+
+
+def report_cases(
+  evaluated: Evaluated, store: PassageStore, questions: Sequence[Question], *, num_shown: int = 5
+) -> list[Case]:
+  """All questions with the passages that were read; without a reader, with the `num_shown` best of those retrieved."""
+  cases = []
+  for b, question in enumerate(questions):
+    score_K, passage_id_K, _ = (x[b].tolist() for x in evaluated.retrieved)
+    has_answer_K = evaluated.has_answer_BK[b].tolist()
+    if evaluated.answers:
+      holds = {store.id(i): has for i, has in zip(passage_id_K, has_answer_K)}
+      passages = [shown_answer(a, has_answer=holds[a.passage_id]) for a in evaluated.answers[b]]
+      prediction = evaluated.answers[b][0].text
+    else:
+      found = list(zip(score_K, passage_id_K, has_answer_K))[:num_shown]
+      passages = [
+        ShownPassage(store.title(i), store.body(i), 0, 0, has, f"retrieval score {score:.2f}")
+        for score, i, has in found
+      ]
+      prediction = None
+    cases.append(Case(question.question, question.answers, prediction, evaluated.kinds[b], passages))
+  return cases

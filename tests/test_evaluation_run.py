@@ -1,0 +1,113 @@
+"""Retriever and reader over questions: the numbers of five questions, one of each outcome, by hand."""
+
+import json
+import types
+
+import numpy as np
+import pytest
+
+from realm_jax.data.build import build_passages
+from realm_jax.data.passages import PassageStore
+from realm_jax.data.questions import Question
+from realm_jax.data.spans import NoTagger
+from realm_jax.serving.evaluation import KINDS
+from realm_jax.serving.evaluation_run import evaluate_run, report_cases
+from realm_jax.serving.open_qa import Answer
+
+TEXTS = ["Paris is big", "Rome is old", "Oslo is cold", "Bern is small", "Lima is far"]
+# Question, right answers, passages found, and the word that the reader marks.
+CASES = [
+  ("right", ("Rome",), [0, 1, 2, 3], (1, "Rome")),
+  ("alias", ("old Rome",), [1, 0, 2, 3], (1, "Rome")),
+  ("not read", ("Oslo",), [2, 1, 3, 0], (1, "Rome")),
+  ("not retrieved", ("Bern",), [0, 1, 3, 2], (0, "Paris")),
+  ("not in the corpus", ("Kyiv",), [0, 1, 2, 3], (0, "big")),
+]
+QUESTIONS = [Question(kind, answers) for kind, answers, *_ in CASES]
+
+
+@pytest.fixture(scope="module")
+def store(sample_vocabulary, tmp_path_factory):
+  path = tmp_path_factory.mktemp("cities")
+  lines = [json.dumps({"id": f"p{i}", "title": f"T{i}", "text": text}) for i, text in enumerate(TEXTS)]
+  (path / "cities.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+  build_passages(
+    path / "cities.jsonl", path / "store", vocabulary=sample_vocabulary, passage_length=64, tagger=NoTagger(),
+    whole=True,
+  )  # fmt: skip
+  return PassageStore(path / "store")
+
+
+class Table:
+  """Finds and marks what stands in CASES, and keeps the scores that the reader was given."""
+
+  config = types.SimpleNamespace(num_passages=2)
+
+  def __init__(self):
+    self.given = []
+
+  def retrieve(self, questions, k):
+    rows = [passages[:k] for kind, _, passages, _ in CASES if kind in questions]
+    return np.tile(np.arange(9.0, 0, -1)[:k], (len(rows), 1)), np.array(rows)
+
+  def read(self, questions, score_BK, passage_id_BK):
+    self.given += score_BK.tolist()
+    answers = []
+    for question, scores, row in zip(questions, score_BK.tolist(), passage_id_BK.tolist()):
+      (best, word) = next(marked for kind, _, _, marked in CASES if kind == question)
+      spans = [(i, word if i == best else "is", score) for i, score in zip(row, scores)]
+      spans.sort(key=lambda span: span[0] != best)
+      answers.append(
+        [
+          Answer(w, 0.5, f"p{i}", f"T{i}", TEXTS[i], TEXTS[i].index(w), TEXTS[i].index(w) + len(w), score, 1.0)
+          for i, w, score in spans
+        ]
+      )
+    return answers
+
+
+def test_each_outcome(store):
+  model = Table()
+  evaluated = evaluate_run(model, model, store, QUESTIONS, recall_at=[1, 3, 4])
+  assert evaluated.kinds == [kind for kind, *_ in CASES] and set(evaluated.kinds) == set(KINDS)
+  scores = {name: score.tolist() for name, score in evaluated.scores.items()}
+  assert scores["recall@1"] == [0, 0, 1, 0, 0]  # "old Rome" is nowhere
+  assert scores["recall@3"] == [1, 0, 1, 1, 0] == scores["token_recall@3"] == scores["substring_recall@3"]
+  assert scores["reader_oracle"] == [1, 0, 1, 0, 0]  # 2 passages were read
+  assert scores["exact_match"] == [1, 0, 0, 0, 0]
+  assert scores["f1"] == pytest.approx([1, 2 / 3, 0, 0, 0])
+  assert evaluated.is_answerable_B.tolist() == [True, False, True, True, False]
+  assert evaluated.retrieved.passage_id_BK.shape == (5, 4)
+  assert model.given == [[9.0, 8.0]] * 5
+
+
+def test_of_another_retriever_the_reader_sees_no_scores(store):
+  reader = Table()
+  evaluated = evaluate_run(Table(), reader, store, QUESTIONS, recall_at=[1])
+  assert reader.given == [[0.0, 0.0]] * 5
+  assert evaluated.retrieved.score_BK[0].tolist() == [9.0, 8.0]  # the files have BM25's
+  assert evaluated.retrieved.passage_id_BK.shape == (5, 2)  # as many as are read
+
+
+def test_retrieval_alone(store):
+  """Nobody read: what the largest k finds counts as given."""
+  evaluated = evaluate_run(Table(), None, store, QUESTIONS, recall_at=[1, 3])
+  assert evaluated.kinds == ["not read", "not in the corpus", "not read", "not read", "not in the corpus"]
+  assert not {"exact_match", "reader_oracle"} & evaluated.scores.keys() and evaluated.answers is None
+  cases = report_cases(evaluated, store, QUESTIONS, num_shown=2)
+  assert [[p.text for p in case.passages] for case in cases][2] == [TEXTS[2], TEXTS[1]]
+  assert cases[2].prediction is None and cases[2].passages[0].has_answer
+  assert cases[2].passages[0].scores == "retrieval score 9.00"
+
+
+def test_report_cases(store):
+  model = Table()
+  evaluated = evaluate_run(model, model, store, QUESTIONS, recall_at=[1])
+  cases = report_cases(evaluated, store, QUESTIONS)
+  assert [(c.question, c.prediction, c.kind) for c in cases[:2]] == [
+    ("right", "Rome", "right"),
+    ("alias", "Rome", "alias"),
+  ]
+  first, second = cases[2].passages  # as the reader ranks them
+  assert (first.text[first.start : first.end], first.has_answer) == ("Rome", False)
+  assert (second.title, second.has_answer) == ("T2", True)
