@@ -1,6 +1,5 @@
 """The command line: verbs, flags, help and errors."""
 
-import importlib
 import pathlib
 import sys
 
@@ -136,7 +135,7 @@ def test_a_wrong_field_of_the_config_is_named(realm, override, message):
 @pytest.mark.parametrize("verb", cli.VERBS)
 @pytest.mark.parametrize("help_flag", ["--help", "-h"])
 def test_help_of_a_verb_has_its_docstring_and_every_flag(realm, verb, help_flag):
-  module = importlib.import_module(f"realm_jax.{verb}")
+  module = cli.load_verb(verb)
   values = flags.FlagValues()
   module.define_flags(values)
   status, out, err = realm(verb, help_flag)

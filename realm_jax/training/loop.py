@@ -12,7 +12,7 @@ import optax
 from jax.sharding import NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
-from realm_jax.config import STAGES, stored_config
+from realm_jax.config import STAGES, flat_fields, stored_config
 from realm_jax.data.passages import PassageStore
 from realm_jax.data.vocabulary import Vocabulary
 from realm_jax.index.run_dir import RunDir
@@ -124,7 +124,7 @@ def check_run_dir(config: ConfigDict, run_dir: RunDir) -> None:
   """A run directory that has a config takes only changes that leave the steps made as they were."""
   if not run_dir.config.exists():
     return
-  stored, now = _flatten(stored_config(run_dir.read_config()).to_dict()), _flatten(config.to_dict())
+  stored, now = flat_fields(stored_config(run_dir.read_config()).to_dict()), flat_fields(config.to_dict())
   different = [k for k in sorted(stored | now) if stored.get(k) != now.get(k) and k not in _FREE_FIELDS]
   if different:
     k = different[0]
@@ -154,13 +154,3 @@ def _start_or_resume(
   abstract = jax.eval_shape(lambda p: init_state(p, optimizer), abstract_params(config, len(vocabulary)))
   abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), abstract)
   return checkpoints.restore(abstract)
-
-
-def _flatten(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-  flat: dict[str, Any] = {}
-  for key, value in config.items():
-    if isinstance(value, dict):
-      flat |= _flatten(value, f"{prefix}{key}.")
-    else:
-      flat[prefix + key] = value
-  return flat
