@@ -16,6 +16,8 @@ from absl import flags
 
 from realm_jax import cli
 from realm_jax.index.run_dir import RunDir
+from realm_jax.serving import ranks
+from realm_jax.serving.open_qa import OpenQA
 from realm_jax.serving.run_report import describe, read_report
 
 
@@ -36,11 +38,9 @@ def main(values: flags.FlagValues, positional: list[str]) -> None:
     report = read_report(RunDir(workdir))
     print(json.dumps(report, indent=2) if values.json else describe(report))
     return
-  from realm_jax.serving import ranks  # noqa: PLC0415 Flax takes a second, which the state of a run does without
-
   if not values.question.strip():
     raise ValueError("an empty question; give one as --question='...'")
-  found = ranks.compare(values.question, ranks.load(workdir), ranks.load_before(workdir, values.before), k=values.k)
+  found = ranks.compare(values.question, OpenQA.load(workdir), ranks.load_before(workdir, values.before), k=values.k)
   print(json.dumps([passage._asdict() for passage in found]) if values.json else ranks.describe(found, values.before))
 
 

@@ -30,19 +30,16 @@ class Place(NamedTuple):
   score_before: float | None
 
 
-def load(workdir) -> OpenQA:
-  """The newest checkpoint and snapshot of a run."""
-  return OpenQA.load(workdir)
-
-
 def load_before(workdir, before: str | None) -> OpenQA | None:
   """What to compare a run with: another run, or a step of this one, with the snapshot of that step's passage tower.
 
   Raises:
-    FileNotFoundError: no such checkpoint, or no such snapshot any more.
+    FileNotFoundError: no such run or checkpoint, or no such snapshot any more.
   """
-  if before is None or not before.isdigit():
-    return before and OpenQA.load(before)
+  if before is None:
+    return None
+  if not before.isdigit():
+    return OpenQA.load(before)
   run_dir = RunDir(workdir)
   config = stored_config(run_dir.read_config())
   step, params = restore_params(run_dir, int(before))

@@ -134,8 +134,5 @@ def _missing(run_dir: RunDir, report: dict[str, Any]) -> list[dict[str, str]]:
 
 
 def _size(num_bytes: int) -> str:
-  for unit in ("B", "kB", "MB", "GB"):
-    if num_bytes < 1000:
-      return f"{num_bytes:.3g} {unit}"
-    num_bytes /= 1000
-  return f"{num_bytes:.3g} TB"
+  power = min(len(f"{num_bytes}") - 1, 12) // 3
+  return f"{num_bytes / 1000**power:.3g} {('B', 'kB', 'MB', 'GB', 'TB')[power]}"
