@@ -80,7 +80,8 @@ def run(arguments: Sequence[str]) -> int:
 def _overview(unknown: str | None) -> str:
   lines = [f"no verb {unknown!r}" if unknown else "REALM for JAX", "", "realm VERB [flags], where VERB is one of"]
   lines += [f"  {verb:<15}{text}" for verb, text in VERBS.items()]
-  return "\n".join([*lines, "", "realm VERB --help  says more, with an example"])
+  example = "  realm build_corpus --sample --output=corpora/sample"
+  return "\n".join([*lines, "", "realm VERB --help  says more, with examples. To begin with:", example])
 
 
 def _help(verb: ModuleType, values: flags.FlagValues) -> str:

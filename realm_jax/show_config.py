@@ -1,7 +1,9 @@
 """Shows all fields of a config, or those in which two differ; each is a config file or a run directory.
 
-realm config show configs/demo.py:ict
-realm config diff configs/pretrain.py runs/pretrain
+  realm config show configs/demo.py:ict
+  realm config diff configs/pretrain.py runs/pretrain
+
+What each field means stands in realm_jax/config.py.
 """
 
 from __future__ import annotations
