@@ -46,8 +46,8 @@ def main(values: flags.FlagValues, positional: list[str]) -> None:
   with tqdm.tqdm(total=len(questions), desc="answering", unit="q", disable=not values.questions) as bar:
     for begin in range(0, len(questions), _CHUNK):
       chunk = questions[begin : begin + _CHUNK]
-      for question, answer in zip(chunk, open_qa.answer(chunk)):
-        bar.write(form(question, answer, open_qa), file=sys.stdout)
+      answered = [form(question, answer, open_qa) for question, answer in zip(chunk, open_qa.answer(chunk))]
+      bar.write("\n".join(answered), file=sys.stdout)
       bar.update(len(chunk))
 
 
