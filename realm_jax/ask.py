@@ -1,45 +1,103 @@
 """Answers questions, each with the passage it was read from and the answer marked in it.
 
   realm ask --workdir=runs/finetune "Who discovered radium?"
+  realm ask --workdir=runs/finetune --questions=questions.txt --json > answers.jsonl
 
-Without a question it asks for one, until an empty line.
+Without a question it asks for one, until an empty line or the end of input. --questions takes a file with a question
+on each line, or any that  realm evaluate  takes.
 """
 
 from __future__ import annotations
 
 import json
+import pathlib
+import re
 import sys
+from collections.abc import Iterator, Sequence
 
+import tqdm
 from absl import flags
 
 from realm_jax import cli
+from realm_jax.data.articles import numbered_lines
+from realm_jax.data.questions import read_questions
 from realm_jax.serving.open_qa import Answer, OpenQA
+
+_CHUNK = 64  # questions between two updates of the progress bar
 
 
 def define_flags(values: flags.FlagValues) -> None:
   flags.DEFINE_string("workdir", None, "A fine-tuned run directory.", required=True, flag_values=values)
-  flags.DEFINE_bool("json", False, "Print one JSON object a question.", flag_values=values)
+  flags.DEFINE_string("questions", None, "A file of questions, answered in its order.", flag_values=values)
+  flags.DEFINE_bool("json", False, "Print one JSON object a line for each question.", flag_values=values)
 
 
 def main(values: flags.FlagValues, positional: list[str]) -> None:
+  if positional and values.questions:
+    raise ValueError("give questions, or --questions=FILE, not both")
+  if not all(question.strip() for question in positional):
+    raise ValueError('an empty question; give one, such as "Who discovered radium?", or none to be asked for it')
+  questions = questions_of(values.questions) if values.questions else positional
   open_qa = OpenQA.load(values.workdir)
-  questions = positional or iter(lambda: input("question: ").strip(), "")
-  for question in questions:
-    answer = open_qa.answer([question])[0]
-    if values.json:
-      print(json.dumps({"question": question, **answer._asdict()}, ensure_ascii=False))
-    else:
-      print(format_answer(question, answer, color=sys.stdout.isatty()))
+  form = format_json if values.json else format_answer
+  if not questions:
+    for question in _typed():
+      print(form(question, open_qa.answer([question])[0], open_qa), flush=True)
+  with tqdm.tqdm(total=len(questions), desc="answering", unit="q", disable=not values.questions) as bar:
+    for begin in range(0, len(questions), _CHUNK):
+      chunk = questions[begin : begin + _CHUNK]
+      answered = [form(question, answer, open_qa) for question, answer in zip(chunk, open_qa.answer(chunk))]
+      bar.write("\n".join(answered), file=sys.stdout)
+      bar.update(len(chunk))
 
 
-def format_answer(question: str, answer: Answer, *, color: bool) -> str:
-  """Question, answer with its probability, and the passage with the answer marked."""
-  marks = ("\033[1;7m", "\033[0m") if color else ("[[", "]]")
+def questions_of(name: str) -> Sequence[str]:
+  """The questions that a file or a name stands for.
+
+  Raises:
+    ValueError: there is none, or the file can't be read as its name says.
+  """
+  if not pathlib.Path(name).is_file() or re.search(r"\.(jsonl|json|tsv|csv)(\.(gz|xz))?$", name):
+    questions, _, skipped = read_questions(name)
+    if skipped:
+      print(f"{name}: skipped {skipped}", file=sys.stderr)
+    return [q.question for q in questions]
+  try:
+    lines = [line.decode("utf-8-sig").strip() for _, line in numbered_lines(name)]
+  except UnicodeDecodeError as error:
+    raise ValueError(f"{name} holds bytes that are not UTF-8 ({error.reason}); give a text file") from error
+  if not any(lines):
+    raise ValueError(f"{name} holds no question; write one on each line")
+  return [line for line in lines if line]
+
+
+def format_answer(question: str, answer: Answer, open_qa: OpenQA) -> str:
+  """Question, answer with its probability, the passage with the answer marked, and where that came from."""
+  marks = ("\033[1;7m", "\033[0m") if sys.stdout.isatty() else ("[[", "]]")
+  description = open_qa.store.description
+  source = ", ".join(description[field] for field in ("source", "license") if description.get(field))
   return (
     f"Q: {question}\n"
     f"A: {answer.text}  (probability {answer.probability:.2f}, retrieval score {answer.retrieval_score:.1f})\n"
     f"   {answer.title}: {answer.marked(*marks)}\n"
+    f"   passage {answer.passage_id} of {open_qa.config.corpus}{f' ({source})' if source else ''}\n"
   )
+
+
+def format_json(question: str, answer: Answer, open_qa: OpenQA) -> str:
+  """The same as one line of JSON; start and end are the characters of the passage that the answer covers."""
+  return json.dumps({"question": question, **answer._asdict(), "corpus": open_qa.config.corpus}, ensure_ascii=False)
+
+
+def _typed() -> Iterator[str]:
+  """Questions from the terminal or a pipe; only a terminal is shown a prompt."""
+  prompt = "question: " if sys.stdin.isatty() else ""
+  try:
+    while question := input(prompt).strip():
+      yield question
+  except EOFError:
+    if prompt:
+      print()  # the end of input leaves the cursor behind it
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ import importlib
 import os
 import sys
 from collections.abc import Sequence
+from types import ModuleType
 
 from absl import flags, logging
 
@@ -16,9 +17,18 @@ VERBS = {
   "evaluate": "recall@k, exact match and F1 on questions, and a report",
   "ask": "answers questions, with the evidence",
   "serve": "a web page and a JSON API that answer questions",
+  "inspect": "what a run directory holds, and what a question finds in it",
+  "config": "shows a config, or how two differ",
   "plan": "compiles the step for a TPU slice, without one: will it fit, how fast can it be",
   "convert": "weights of HF or TensorFlow -> a run, and runs -> HF's safetensors",
 }
+
+_MODULES = {"inspect": "inspect_run", "config": "show_config"}  # whose own names are taken
+
+
+def load_verb(name: str) -> ModuleType:
+  """The module of a verb, with `define_flags(values)` and `main(values, positional)`."""
+  return importlib.import_module(f"realm_jax.{_MODULES.get(name, name)}")
 
 
 def main() -> None:
@@ -33,7 +43,7 @@ def run(arguments: Sequence[str]) -> int:
     print(_overview(None if wanted or not arguments else arguments[0]), file=sys.stdout if wanted else sys.stderr)
     return 0 if wanted else 2
   name, *rest = arguments
-  verb = importlib.import_module(f"realm_jax.{name}")
+  verb = load_verb(name)
   values = flags.FlagValues()
   flags.DEFINE_bool("help", False, "Show this help.", short_name="h", flag_values=values)
   verb.define_flags(values)
@@ -43,11 +53,14 @@ def run(arguments: Sequence[str]) -> int:
   argv, sys.argv = sys.argv, [name, *rest]  # where config_flags looks for --config.a.b=value
   try:
     positional = values(sys.argv)[1:]
-  except flags.Error as error:
-    print(f"realm {name}: {error}\nrealm {name} --help  lists the flags", file=sys.stderr)
-    return 2
-  except AttributeError as error:
-    print(f"realm {name}: --config has no field {error}; the fields are in realm_jax/config.py", file=sys.stderr)
+  except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as error:  # the last four: of a config file
+    if any(argument.startswith(("--config.", "--noconfig.", "--config=")) for argument in rest):
+      from realm_jax.config_source import config_fault  # noqa: PLC0415 the rest of the command line needs no JAX
+
+      message = config_fault(rest, error)
+    else:
+      message = str(error)
+    print(f"realm {name}: {message}\nrealm {name} --help  lists the flags", file=sys.stderr)
     return 2
   finally:
     sys.argv = argv
@@ -68,11 +81,12 @@ def run(arguments: Sequence[str]) -> int:
 def _overview(unknown: str | None) -> str:
   lines = [f"no verb {unknown!r}" if unknown else "REALM for JAX", "", "realm VERB [flags], where VERB is one of"]
   lines += [f"  {verb:<15}{text}" for verb, text in VERBS.items()]
-  return "\n".join([*lines, "", "realm VERB --help  says more"])
+  example = "  realm build_corpus --sample --output=corpora/sample"
+  return "\n".join([*lines, "", "realm VERB --help  says more, with examples. To begin with:", example])
 
 
-def _help(verb, values: flags.FlagValues) -> str:
-  lines = [verb.__doc__.strip(), "", "Flags:"]
+def _help(verb: ModuleType, values: flags.FlagValues) -> str:
+  lines = [(verb.__doc__ or "").strip(), "", "Flags:"]
   for name in sorted(set(values)):
     flag = values[name]
     if name == flag.name:

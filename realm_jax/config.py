@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import jax.numpy as jnp
@@ -142,6 +143,14 @@ def stored_config(stored: dict[str, Any]) -> ConfigDict:
       f"the run's config.json doesn't fit this version of realm_jax ({error}); use the one that made it"
     ) from error
   return config
+
+
+def flat_fields(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+  """A config's values by their whole names: "model.hidden_size"."""
+  flat: dict[str, Any] = {}
+  for key, value in config.items():
+    flat |= flat_fields(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: value}
+  return flat
 
 
 def make_retriever(model: ConfigDict, vocab_size: int) -> Retriever:

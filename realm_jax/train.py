@@ -1,4 +1,4 @@
-"""Trains: warm start (ict), pre-training (pretrain) or question answering (finetune), by the config's stage.
+"""Trains: warm start (ict, mlm), pre-training (pretrain) or question answering (finetune), by the config's stage.
 
   realm train --config=configs/ict.py --config.corpus=corpora/mine --workdir=runs/ict
 

@@ -1,7 +1,8 @@
 """The command line: verbs, flags, help and errors."""
 
-import importlib
 import pathlib
+import re
+import shlex
 import sys
 
 import pytest
@@ -136,7 +137,7 @@ def test_a_wrong_field_of_the_config_is_named(realm, override, message):
 @pytest.mark.parametrize("verb", cli.VERBS)
 @pytest.mark.parametrize("help_flag", ["--help", "-h"])
 def test_help_of_a_verb_has_its_docstring_and_every_flag(realm, verb, help_flag):
-  module = importlib.import_module(f"realm_jax.{verb}")
+  module = cli.load_verb(verb)
   values = flags.FlagValues()
   module.define_flags(values)
   status, out, err = realm(verb, help_flag)
@@ -145,3 +146,34 @@ def test_help_of_a_verb_has_its_docstring_and_every_flag(realm, verb, help_flag)
   assert list(values)
   for name in values:
     assert f"\n  --{name}: {values[name].help}" in out
+
+
+def examples(text):
+  """The command lines of a text, continued ones joined, without comments: [verb, arguments ...]."""
+  lines = re.findall(r"^ +realm (.*)$", text.replace("\\\n", " "), re.MULTILINE)
+  return [shlex.split(re.split(r" > |  ", " ".join(line.split(" \\ ")))[0].strip()) for line in lines]
+
+
+@pytest.mark.parametrize("verb", cli.VERBS)
+def test_examples_of_a_verbs_help_have_flags_that_exist(monkeypatch, verb):
+  module = cli.load_verb(verb)
+  doc = module.__doc__
+  assert len(doc.splitlines()) <= 25 and len(doc.splitlines()[0]) <= 120 and doc.splitlines()[1] == ""
+  found = examples(doc)
+  assert found and found[0][0] == verb
+  monkeypatch.chdir(CONFIGS.parent)
+  for name, *arguments in found:
+    if arguments[:1] == ["--help"]:
+      continue
+    values = flags.FlagValues()
+    cli.load_verb(name).define_flags(values)
+    monkeypatch.setattr(sys, "argv", [name, *arguments])
+    values(sys.argv)  # an unknown flag raises
+
+
+def test_the_overview_has_an_example_that_runs(realm, tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  _, out, _ = realm("--help")
+  (example,) = examples(out)
+  assert realm(*example)[0] == 0
+  assert (tmp_path / "corpora" / "sample" / "corpus.json").is_file()

@@ -211,7 +211,7 @@ def commands(result):
 def check_realm_command(command, monkeypatch):
   verb, *arguments = command
   assert verb in cli.VERBS
-  module = __import__(f"realm_jax.{verb}", fromlist=["define_flags"])
+  module = cli.load_verb(verb)
   values = flags.FlagValues()
   module.define_flags(values)
   monkeypatch.setattr(sys, "argv", [verb, *arguments])

@@ -8,6 +8,7 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
+from realm_jax.config import flat_fields
 from realm_jax.data.passages import PassageStore
 from realm_jax.index.hosts import gather, tell_text
 
@@ -34,7 +35,7 @@ def open_corpus(config: ConfigDict) -> PassageStore:
 
 
 def _comparable(config: ConfigDict) -> dict[str, Any]:
-  return {key: value for key, value in flatten(config.to_dict()).items() if key not in ("corpus", "questions")}
+  return {key: value for key, value in flat_fields(config.to_dict()).items() if key not in ("corpus", "questions")}
 
 
 def _check_others(failure: Exception | None, mine: dict[str, Any]) -> None:
@@ -42,8 +43,8 @@ def _check_others(failure: Exception | None, mine: dict[str, Any]) -> None:
   if failed:
     raise failure or ValueError(f"host {failed[0]} of this job can't read its corpus; its output says why")
   mine |= {"jax": jax.__version__}
-  first = flatten(json.loads(tell_text(json.dumps(mine))))
-  here = flatten(json.loads(json.dumps(mine)))
+  first = flat_fields(json.loads(tell_text(json.dumps(mine))))
+  here = flat_fields(json.loads(json.dumps(mine)))
   different = [key for key in sorted(first | here) if first.get(key) != here.get(key)]
   odd = [host for host, is_same in enumerate(gather(not different)) if not is_same]
   if different:
@@ -54,14 +55,3 @@ def _check_others(failure: Exception | None, mine: dict[str, Any]) -> None:
     )
   if odd:
     raise ValueError(f"host {odd[0]} of this job differs from the first one; its output says in what")
-
-
-def flatten(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-  """{"a": {"b": 1}} -> {"a.b": 1}."""
-  flat: dict[str, Any] = {}
-  for key, value in config.items():
-    if isinstance(value, dict):
-      flat |= flatten(value, f"{prefix}{key}.")
-    else:
-      flat[prefix + key] = value
-  return flat

@@ -17,7 +17,8 @@ from realm_jax.training.adoption import SnapshotFollower
 class Follower(Protocol):
   """What the loop asks of the index."""
 
-  adoption: Adoption | None
+  @property
+  def adoption(self) -> Adoption | None: ...
 
   def adopt(self, step: int) -> Snapshot: ...
 

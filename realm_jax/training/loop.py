@@ -11,7 +11,7 @@ import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
-from realm_jax.config import STAGES, stored_config
+from realm_jax.config import STAGES, flat_fields, stored_config
 from realm_jax.data.passages import PassageStore
 from realm_jax.data.vocabulary import Vocabulary
 from realm_jax.index import snapshot as snapshots
@@ -20,7 +20,7 @@ from realm_jax.index.hosts import is_first
 from realm_jax.index.journal import Adoption
 from realm_jax.index.run_dir import RunDir
 from realm_jax.training.adoption import SnapshotFollower, adoption_settings
-from realm_jax.training.agreement import flatten, open_corpus
+from realm_jax.training.agreement import open_corpus
 from realm_jax.training.checkpoint import Checkpoints, Restored
 from realm_jax.training.exports import Exports
 from realm_jax.training.joint_adoption import Follower, make_follower
@@ -131,7 +131,7 @@ def check_run_dir(config: ConfigDict, run_dir: RunDir) -> None:
   """A run directory that has a config takes only changes that leave the steps made as they were."""
   if not run_dir.config.exists():
     return
-  stored, now = flatten(stored_config(run_dir.read_config()).to_dict()), flatten(config.to_dict())
+  stored, now = flat_fields(stored_config(run_dir.read_config()).to_dict()), flat_fields(config.to_dict())
   different = [k for k in sorted(stored | now) if stored.get(k) != now.get(k) and k not in _FREE_FIELDS]
   if different:
     k = different[0]

@@ -1,0 +1,108 @@
+"""The verb config, and what is said of a config that is wrong."""
+
+import json
+import pathlib
+
+import pytest
+
+from realm_jax import cli
+from realm_jax.config import flat_fields, paper_config
+from realm_jax.index.run_dir import RunDir
+
+CONFIGS = pathlib.Path(__file__).parent.parent / "configs"
+
+
+@pytest.fixture
+def realm(capsys):
+  def run(*arguments):
+    capsys.readouterr()
+    status = cli.run(list(arguments))
+    printed = capsys.readouterr()
+    return status, printed.out, printed.err.splitlines()
+
+  return run
+
+
+def test_diff_names_the_fields_that_differ(realm, tmp_path):
+  config = paper_config("ict")
+  config.batch_size, config.model.dtype = 7, "bfloat16"
+  RunDir(tmp_path / "run").write_config(config.to_dict())
+  status, out, _ = realm("config", "diff", f"{CONFIGS}/ict.py", f"{tmp_path}/run", "--json")
+  expected = paper_config("ict").batch_size
+  assert (status, json.loads(out)) == (0, {"batch_size": [expected, 7], "model.dtype": ["float32", "bfloat16"]})
+  _, out, _ = realm("config", "diff", f"{CONFIGS}/ict.py", f"{tmp_path}/run")
+  assert [line.split() for line in out.splitlines()] == [
+    [f"{CONFIGS}/ict.py", f"{tmp_path}/run"],
+    ["batch_size", "4096", "7"],
+    ["model.dtype", '"float32"', '"bfloat16"'],
+  ]
+  assert realm("config", "diff", f"{tmp_path}/run", f"{tmp_path}/run") == (0, "no field differs\n", [])
+  assert realm("config", "diff", f"{tmp_path}/run", f"{tmp_path}/run", "--json") == (0, "{}\n", [])
+
+
+def test_show_has_every_field(realm):
+  status, out, _ = realm("config", "show", f"{CONFIGS}/demo.py:ict", "--json")
+  shown = json.loads(out)
+  assert status == 0 and list(shown) == sorted(flat_fields(paper_config("ict").to_dict()))
+  assert (shown["batch_size"], shown["model.hidden_size"], shown["index.scann.num_leaves"]) == (64, 128, 0)
+  _, out, _ = realm("config", "show", f"{CONFIGS}/demo.py:ict")
+  assert [line.split()[0] for line in out.splitlines()] == list(shown)
+  assert ["model.hidden_size", "128"] in [line.split() for line in out.splitlines()]
+
+
+@pytest.mark.parametrize(
+  ("arguments", "message"),
+  [
+    ([], "give  show A  or  diff A B, each a config file or a run directory"),
+    (["diff", "a"], "give  show A  or  diff A B, each a config file or a run directory"),
+    (["show", "/nonexistent/x.py"], "no config file /nonexistent/x.py"),
+    (["show", "/nonexistent/x.py:ict"], "no config file /nonexistent/x.py"),
+    (["show", f"{CONFIGS}/demo.py:x"], f"{CONFIGS}/demo.py:x: ValueError: unknown stage 'x'; the stages are"),
+  ],
+)
+def test_wrong_use(realm, monkeypatch, arguments, message):
+  monkeypatch.delenv("REALM_DEBUG", raising=False)
+  status, out, err = realm("config", *arguments)
+  assert (status, out, len(err)) == (1, "", 2)
+  assert err[0].startswith(f"realm config: {message}")
+
+
+@pytest.mark.parametrize(
+  ("override", "message"),
+  [
+    ("batch_sise=3", "--config has no field 'batch_sise'; did you mean 'batch_size'?"),
+    ("model.hidden=3", "--config has no field 'model.hidden'; did you mean 'model.hidden_size'?"),
+    ("learning_rate=3", "--config has no field 'learning_rate'; did you mean 'optimizer.learning_rate'?"),
+    ("keep=3", "--config has no field 'keep'; did you mean 'checkpoint.keep' or 'index.keep'?"),
+    ("seed.x=3", "--config has no field 'seed.x'; did you mean 'seed'?"),
+    ("zzz=3", "--config has no field 'zzz'; the fields are in realm_jax/config.py"),
+    ("model=3", "--config.model holds several fields; set one of them, such as --config.model.attention=..."),
+    ("batch_size=many", "--config.batch_size takes a whole number, such as 4096; 'many' came"),
+    ("batch_size=2.5", "--config.batch_size takes a whole number, such as 4096; '2.5' came"),
+    ("model.remat=maybe", "--config.model.remat takes true or false, such as False; 'maybe' came"),
+    ("optimizer.learning_rate=big", "--config.optimizer.learning_rate takes a number, such as 0.0001; 'big' came"),
+  ],
+)
+def test_what_is_wrong_with_an_override(realm, override, message):
+  status, out, err = realm("train", f"--config={CONFIGS}/ict.py", f"--config.{override}", "--workdir=/nonexistent")
+  assert (status, out) == (2, "")
+  assert err == [f"realm train: {message}", "realm train --help  lists the flags"]
+
+
+@pytest.mark.parametrize(
+  ("line", "message"),
+  [
+    ("config.batch_sise = 3", "no field 'batch_sise'; did you mean 'batch_size'?"),
+    ("config.zzz = 3", "no field 'zzz'; the fields are in realm_jax/config.py"),
+    ("config.batch_size = 'many'", "TypeError: Could not override field 'batch_size'"),
+  ],
+)
+def test_what_is_wrong_with_a_config_file(realm, tmp_path, line, message):
+  path = tmp_path / "mine.py"
+  path.write_text(
+    "from realm_jax.config import paper_config\n\n"
+    f"def get_config():\n  config = paper_config('ict')\n  {line}\n  return config\n"
+  )
+  status, out, err = realm("train", f"--config={path}", "--workdir=/nonexistent")
+  assert (status, out, err[1:]) == (2, "", ["realm train --help  lists the flags"])
+  assert err[0].startswith(f"realm train: {path}: {message}")

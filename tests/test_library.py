@@ -1,0 +1,67 @@
+"""The library: the examples of its docstring, as they stand there but for the number of steps."""
+
+import re
+
+import pytest
+from tiny_runs import write_run
+
+from realm_jax import library
+from realm_jax.config import stored_config
+from realm_jax.data.passages import PassageStore
+from realm_jax.index.digest import tree_digest
+from realm_jax.index.params import restore_params
+from realm_jax.index.run_dir import RunDir
+from realm_jax.serving.open_qa import OpenQA
+
+LEARNS = '{"num_steps": 25, "batch_size": 2, "optimizer.learning_rate": 5e-3}'
+DOCUMENTS = [("Radium", "Marie and Pierre Curie discovered radium in 1898."), ("Neon", "Ramsay found neon.")]
+
+
+@pytest.fixture(scope="module")
+def written(sample_store, tmp_path_factory):
+  path = tmp_path_factory.mktemp("library")
+  for stage in ("finetune", "pretrain"):
+    write_run(path / "runs" / stage, sample_store, stage=stage, steps=(20,))
+  return path
+
+
+@pytest.fixture
+def runs(written, monkeypatch):
+  """The directory of the two runs that the examples start from."""
+  monkeypatch.chdir(written)
+  return written / "runs"
+
+
+def test_the_examples_run(runs, capsys):
+  code = "\n".join(line[2:] for line in library.__doc__.splitlines() if line.startswith("  "))
+  code, num_replaced = re.subn(re.escape('{"num_steps": 200}'), LEARNS, code)
+  assert num_replaced == 1
+  exec(compile(code, "docstring", "exec"), {})  # noqa: S102
+  out = [line for line in capsys.readouterr().out.splitlines() if "[[" in line]
+  read, taught = out
+  # The untrained model marks something in one of the two documents, the fine-tuned one what it was taught.
+  assert re.fullmatch(r"(.+) 0\.\d+ .*\[\[\1\]\].*", read)
+  assert re.sub(r".* 0\.\d+ |\[\[|\]\]", "", read) in dict(DOCUMENTS).values()
+  assert (
+    re.sub(r" 0\.\d+ ", ": ", taught) == "Marie and Pierre Curie: [[Marie and Pierre Curie]] discovered radium in 1898."
+  )
+
+  store = PassageStore(runs / "mine" / "corpus")
+  assert [(store.title(i), store.body(i)) for i in range(len(store))] == DOCUMENTS
+  given, taken = (restore_params(RunDir(runs / name)) for name in ("finetune", "mine"))
+  assert given[0] == taken[0] == 20 and tree_digest(given[1]) == tree_digest(taken[1])
+  assert OpenQA.load(runs / "mine").snapshot.params_step == 20
+  config = stored_config(RunDir(runs / "taught").read_config())
+  assert (config.stage, config.num_steps, config.batch_size, config.model.hidden_size) == ("finetune", 25, 2, 16)
+  assert RunDir(runs / "taught").is_done()
+
+
+def test_a_workdir_is_not_written_twice(runs):
+  with pytest.raises(FileExistsError, match="runs/pretrain is in use; open what is there with OpenQA.load, or choose"):
+    library.open_qa("runs/finetune", DOCUMENTS, workdir="runs/pretrain")
+
+
+def test_documents_without_text_are_refused(runs):
+  with pytest.raises(ValueError, match="empty corpus"):
+    library.open_qa("runs/finetune", [("Radium", "")], workdir="runs/empty")
+  library.open_qa("runs/finetune", DOCUMENTS, workdir="runs/empty")  # nothing stands in the way
