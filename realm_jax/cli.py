@@ -37,7 +37,7 @@ def main() -> None:
 
 
 def run(arguments: Sequence[str]) -> int:
-  """Runs a verb with its flags; returns the exit status: 0, 1 for an error, 2 for wrong usage."""
+  """Runs a verb with its flags; returns the exit status: 0, 1 for an error, 2 for wrong usage, or the error's own."""
   if not arguments or arguments[0] not in VERBS:
     wanted = bool(arguments) and arguments[0] in ("help", "--help", "-h")
     print(_overview(None if wanted or not arguments else arguments[0]), file=sys.stdout if wanted else sys.stderr)
@@ -71,7 +71,7 @@ def run(arguments: Sequence[str]) -> int:
     if os.environ.get("REALM_DEBUG"):
       raise
     print(f"realm {name}: {error}\n(REALM_DEBUG=1 shows where)", file=sys.stderr)
-    return 1
+    return getattr(error, "exit_status", 1)
   except KeyboardInterrupt:
     print(f"\nrealm {name}: stopped", file=sys.stderr)
     return 130

@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
+import threading
+import traceback
 from collections.abc import Iterator
 
 from absl import flags
@@ -48,16 +50,26 @@ def joined(values: flags.FlagValues) -> Iterator[None]:
       raise ValueError(f"--process_id={values.process_id} of --num_processes={values.num_processes}: they count from 0")
   import jax  # noqa: PLC0415 after the flags, so that --help is quick
 
+  where = values.coordinator_address or "found by --multihost"
+  missing = (
+    f"this host did not find the others in {values.join_timeout} s (coordinator {where}); check that all were started, "
+    "with the same address and number, and that the port is open between them"
+  )
+  # When JAX itself gives up, it aborts the process.
+  timer = threading.Timer(values.join_timeout, _end, [RuntimeError(missing)])
+  timer.start()
   try:
     jax.distributed.initialize(
-      *explicit, initialization_timeout=values.join_timeout, heartbeat_timeout_seconds=values.heartbeat_timeout
+      *explicit,
+      initialization_timeout=values.join_timeout + 60,
+      heartbeat_timeout_seconds=values.heartbeat_timeout,
     )
   except (RuntimeError, ValueError) as error:
-    where = values.coordinator_address or "found by --multihost"
     raise RuntimeError(
-      f"this host can't join the others (coordinator {where}, {values.join_timeout} s): {str(error).splitlines()[0]}; "
-      "check that all were started, with the same address, and that the port is open between them"
+      f"this host can't join the others (coordinator {where}): {str(error).splitlines()[0]}"
     ) from error
+  finally:
+    timer.cancel()
   try:
     yield
   except BaseException as error:
@@ -69,18 +81,14 @@ def _end(error: BaseException) -> None:
   """Ends this process at once: leaving in order would wait for hosts that may be gone."""
   import jax  # noqa: PLC0415 as above
 
-  status = getattr(error, "exit_status", 1)
-  if isinstance(error, jax.errors.JaxRuntimeError) and "Disallowed" not in str(error):
+  text = str(error)
+  if isinstance(error, jax.errors.JaxRuntimeError):
     text = (
-      f"this host lost another one, or the network between them ({str(error).splitlines()[0][:200]}); start all hosts "
-      "again: the run goes on from its newest checkpoint"
+      f"{text.splitlines()[0][:200]}: if that speaks of a connection, another host was lost; start all again, the run "
+      "goes on from its newest checkpoint"
     )
-  else:
-    text = str(error)
   if os.environ.get("REALM_DEBUG"):
-    import traceback  # noqa: PLC0415
-
     traceback.print_exception(error)
-  print(f"realm, host {jax.process_index()} of {jax.process_count()}: {text}", file=sys.stderr, flush=True)
+  print(f"realm, one of several hosts: {text}", file=sys.stderr, flush=True)
   sys.stdout.flush()
-  os._exit(status)
+  os._exit(getattr(error, "exit_status", 1))

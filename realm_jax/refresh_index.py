@@ -3,21 +3,24 @@
   realm refresh_index --workdir=runs/pretrain          beside realm train, until that is done
   realm refresh_index --workdir=runs/ict --once        once, for a run that needs no index to train
 
-It reads what to do from the run's config.json, and ends when the trainer is done, or when nothing came for a while.
+It reads what to do from the run's config.json, and ends when the trainer is done, or when nothing came for a while. On
+several hosts all are started, with --multihost or the address of the first one: they share the work.
 """
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterable
 
 import tqdm
 from absl import flags
 
-from realm_jax import cli
+from realm_jax import cli, multihost
 from realm_jax.config import make_tower, stored_config
-from realm_jax.data.passages import PassageStore
-from realm_jax.index.refresh import Refresher, abstract_tower_params, follow, refresh_settings
+from realm_jax.index.hosts import embed_together, is_first
+from realm_jax.index.refresh import Embed, Refresher, abstract_tower_params, embedder, follow, refresh_settings
 from realm_jax.index.run_dir import RunDir
+from realm_jax.training.agreement import open_corpus
 
 
 def define_flags(values: flags.FlagValues) -> None:
@@ -27,38 +30,46 @@ def define_flags(values: flags.FlagValues) -> None:
     "timeout", None, "Seconds to wait for the trainer [the config's; none with --once].", 0.0, flag_values=values
   )
   flags.DEFINE_bool("quiet", False, "Show no progress bars.", flag_values=values)
+  multihost.define_flags(values)
 
 
 def main(values: flags.FlagValues, positional: list[str]) -> None:
   if positional:
     raise ValueError(f"unexpected {positional[0]!r}")
+  with multihost.joined(values):
+    refresh(values)
+
+
+def refresh(values: flags.FlagValues) -> None:
+  """What the flags ask for; of a job on several hosts all call this, and the first one publishes."""
   run_dir = RunDir(values.workdir)
   timeout = values.timeout
   if timeout is None and values.once:
     timeout = 0.0  # it is for a scheduler, which comes again: what is not there yet is not waited for
   config = stored_config(run_dir.read_config(timeout=600.0 if timeout is None else timeout))
-  store = PassageStore(config.corpus)
-  store.verify()
-  log = tqdm.tqdm.write
-  tower = make_tower(config.model, store.description["vocabulary_size"])
-  refresher = Refresher(
-    run_dir,
-    tower,
-    store,
-    refresh_settings(config.index),
-    log=log,
-    progress=lambda batches: tqdm.tqdm(batches, desc="embedding", leave=False, mininterval=1.0, disable=values.quiet),
-  )
-  num_published = follow(
-    refresher,
-    run_dir,
-    abstract_tower_params(tower, store.passage_length),
-    once=values.once,
-    in_order=config.index.sync,
-    timeout=config.index.timeout if timeout is None else timeout,
-    log=log,
-  )
-  print(f"{num_published} snapshots published in {run_dir.index}")
+  store = open_corpus(config)
+  tower, settings = make_tower(config.model, store.description["vocabulary_size"]), refresh_settings(config.index)
+  abstract_params = abstract_tower_params(tower, store.passage_length)
+  is_quiet = values.quiet or not is_first()
+
+  def show(batches: Iterable[int]) -> Iterable[int]:
+    return tqdm.tqdm(batches, desc="embedding", leave=False, mininterval=1.0, disable=is_quiet)
+
+  def work(embed: Embed) -> int:
+    refresher = Refresher(run_dir, store, settings, embed, log=tqdm.tqdm.write)
+    return follow(
+      refresher,
+      run_dir,
+      abstract_params,
+      once=values.once,
+      in_order=config.index.sync,
+      timeout=config.index.timeout if timeout is None else timeout,
+      log=tqdm.tqdm.write,
+    )
+
+  num_published = embed_together(work, embedder(tower, store, settings, show), abstract_params)
+  if num_published is not None:
+    print(f"{num_published} snapshots published in {run_dir.index}")
 
 
 if __name__ == "__main__":

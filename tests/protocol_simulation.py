@@ -145,8 +145,12 @@ class World:
   def index(self) -> None:
     settings = RefreshSettings(searcher="exact", keep=1)
     store: Any = Store()
-    refresher = Refresher(self.run_dir, tower=None, store=store, settings=settings, log=self.say)
+    refresher = Refresher(self.run_dir, store, settings, self.embed, log=self.say)
     follow(refresher, self.run_dir, None, once=False, timeout=TIMEOUT, log=self.say)
+
+  def embed(self, params, begin, end):
+    self.current.point(self.draws.choice([1, 10, 1000]))
+    return embedding(params)
 
   def train(self) -> None:
     """training/loop.py, as far as the hand-over goes."""
@@ -326,16 +330,11 @@ def in_memory(world: World) -> contextlib.ExitStack:
       raise FileNotFoundError(step)
     return Export(step, params.decode(), params.decode())
 
-  def embed_passages(tower, params, *arguments, **options):
-    world.current.point(world.draws.choice([1, 10, 1000]))
-    return embedding(params)
-
   stack = contextlib.ExitStack()
   for target, name, fake in [
     (snapshot, "write_data", write_data),
     (snapshot, "read_data", read_data),
     (refresh, "read_export", read_export),
-    (refresh, "embed_passages", embed_passages),
     (refresh, "is_finite", lambda params: True),
     (refresh, "time", Time(world)),
     (run_dir, "time", Time(world)),

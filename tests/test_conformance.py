@@ -55,7 +55,7 @@ from realm_jax.index import refresh as refresh_module
 from realm_jax.index import snapshot as snapshots
 from realm_jax.index.embed import embed_passages
 from realm_jax.index.files import Files
-from realm_jax.index.refresh import Refresher, RefreshSettings, abstract_tower_params, follow
+from realm_jax.index.refresh import Refresher, RefreshSettings, abstract_tower_params, embedder, follow
 from realm_jax.index.retrieve import BatchAssembler
 from realm_jax.index.run_dir import RunDir
 from realm_jax.index.tower_export import TowerWriter
@@ -89,7 +89,8 @@ def embed(tower, params, store, batches=lambda batches: batches):
 
 
 def refresh(run_dir, tower, store):
-  refresher = Refresher(run_dir, tower, store, RefreshSettings(batch_size=16), log=[].append)
+  settings = RefreshSettings(batch_size=16)
+  refresher = Refresher(run_dir, store, settings, embedder(tower, store, settings), log=[].append)
   abstract_params = abstract_tower_params(tower, store.passage_length)
   return follow(refresher, run_dir, abstract_params, once=True, timeout=0.0, log=[].append)
 

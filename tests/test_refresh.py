@@ -15,7 +15,14 @@ from realm_jax.config import paper_config
 from realm_jax.data.packing import pack
 from realm_jax.index.digest import tree_digest
 from realm_jax.index.embed import embed_passages
-from realm_jax.index.refresh import Refresher, RefreshSettings, abstract_tower_params, follow, refresh_settings
+from realm_jax.index.refresh import (
+  Refresher,
+  RefreshSettings,
+  abstract_tower_params,
+  embedder,
+  follow,
+  refresh_settings,
+)
 from realm_jax.index.run_dir import RunDir
 from realm_jax.index.snapshot import SnapshotError, load, read_manifest
 from realm_jax.index.tower_export import Export, TowerWriter
@@ -55,7 +62,8 @@ def write(run_dir, params, *steps):
 
 
 def make_refresher(run_dir, tower, store, lines, **settings):
-  return Refresher(run_dir, tower, store, RefreshSettings(batch_size=16, **settings), log=lines.append)
+  settings = RefreshSettings(batch_size=16, **settings)
+  return Refresher(run_dir, store, settings, embedder(tower, store, settings), log=lines.append)
 
 
 def refresh(run_dir, tower, store, *, once=False, timeout=0.0, in_order=False, lines=None, **settings):

@@ -20,6 +20,8 @@ from realm_jax.index.snapshot import Slice, SnapshotError
 from realm_jax.index.tower_export import DamagedExport, Export, read_export
 from realm_jax.model.retriever import Tower
 
+Embed = Callable[[Any, int, int], np.ndarray]  # the tower's parameters, begin, end -> embeddings of these passages
+
 
 class RefreshSettings(NamedTuple):
   """The fields of config.index that the indexer goes by."""
@@ -54,8 +56,8 @@ def embedder(
   store: PassageStore,
   settings: RefreshSettings,
   progress: Callable[[Iterable[int]], Iterable[int]] = lambda batches: batches,
-) -> Callable[[Any, int, int], np.ndarray]:
-  """A function (parameters, begin, end) -> embeddings of these passages."""
+) -> Embed:
+  """Embeds with all devices of this job; see `embed_passages`."""
   vocabulary = store.vocabulary()
 
   def embed(params: Any, begin: int, end: int) -> np.ndarray:
@@ -76,17 +78,14 @@ class Refresher:
   def __init__(
     self,
     run_dir: RunDir,
-    tower: Tower,
     store: PassageStore,
     settings: RefreshSettings,
+    embed: Embed,
     *,
     log: Callable[[str], None] = print,
-    embed: Callable[[Any, int, int], np.ndarray] | None = None,
-    progress: Callable[[Iterable[int]], Iterable[int]] = lambda batches: batches,
   ):
-    """embed: (parameters, begin, end) -> their embeddings; None: by the devices of this job, showing the progress."""
     self._run_dir, self._store, self._settings, self._log = run_dir, store, settings, log
-    self._embed_part = embed or embedder(tower, store, settings, progress)
+    self._embed_part = embed
     self._damaged: frozenset[int] = frozenset()
     self._emb_ND: np.ndarray | None = None
     self._slices: list[Slice] = []

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
@@ -13,7 +13,7 @@ from realm_jax.config import make_tower
 from realm_jax.data.passages import PassageStore
 from realm_jax.index.host_arrays import whole
 from realm_jax.index.hosts import is_first
-from realm_jax.index.refresh import Refresher, refresh_settings
+from realm_jax.index.refresh import Refresher, embedder, refresh_settings
 from realm_jax.index.run_dir import RunDir
 from realm_jax.index.tower_export import Export, TowerWriter
 from realm_jax.model.retriever import passage_tower_params
@@ -39,14 +39,9 @@ class Exports:
     if config.index.refresh == "inline":
       if jax.process_count() > 1:
         raise ValueError("index.refresh=inline is for a trainer on one host; set process, and run realm refresh_index")
-      self._refresher = Refresher(
-        run_dir,
-        make_tower(config.model, store.description["vocabulary_size"]),
-        store,
-        refresh_settings(config.index),
-        log=log,
-        progress=lambda batches: tqdm.tqdm(batches, desc="embedding", leave=False, mininterval=1.0),
-      )
+      settings = refresh_settings(config.index)
+      tower = make_tower(config.model, store.description["vocabulary_size"])
+      self._refresher = Refresher(run_dir, store, settings, embedder(tower, store, settings, _show), log=log)
 
   def newest_step(self) -> int | None:
     return self._writer.newest_step() if self._writer else None
@@ -82,3 +77,7 @@ class Exports:
       published = self._refresher.published_step()
       if published is None or published < step:
         self._refresher.refresh(Export(step, digest, tower_params))
+
+
+def _show(batches: Iterable[int]) -> Iterable[int]:
+  return tqdm.tqdm(batches, desc="embedding", leave=False, mininterval=1.0)

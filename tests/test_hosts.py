@@ -1,0 +1,180 @@
+"""Jobs of two processes with two devices each: they make what one process makes, and end together."""
+
+import os
+import signal
+import socket
+import time
+
+import pytest
+from processes import build_corpus, lines_of, realm, train
+
+from realm_jax.index.digest import tree_digest
+from realm_jax.index.params import restore_params
+from realm_jax.index.run_dir import RunDir
+
+FLAGS = [
+    "--config.init=", "--config.num_passages=3", "--config.index.export_every=2", "--config.index.sync=True",
+    "--config.checkpoint.every=3", "--config.index.timeout=100.0",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+  return build_corpus(tmp_path_factory.mktemp("hosts"))
+
+
+def devices(count):
+  return {"XLA_FLAGS": os.environ.get("XLA_FLAGS", "") + f" --xla_force_host_platform_device_count={count}"}
+
+
+def address():
+  with socket.socket() as free:
+    free.bind(("127.0.0.1", 0))
+    return f"127.0.0.1:{free.getsockname()[1]}"
+
+
+def job(start, *, count=2):
+  """start(flags, options) for each host -> the processes."""
+  where = address()
+  return [
+    start(
+      [f"--coordinator_address={where}", f"--num_processes={count}", f"--process_id={i}", "--heartbeat_timeout=10"],
+      {"wait": False, "env": devices(2)},
+    )
+    for i in range(count)
+  ]
+
+
+def train_together(corpus, name, *more, different=()):
+  """different: flags of the last host alone."""
+  hosts = []
+
+  def start(flags, options):
+    hosts.append(None)
+    alone = different if len(hosts) == 2 else ()
+    return train("pretrain", corpus, corpus.parent / name, *FLAGS, *more, *alone, *flags, **options)
+
+  return job(start)
+
+
+def ended(processes, timeout=240):
+  """Exit statuses and outputs."""
+  outputs = [process.communicate(timeout=timeout)[0] for process in processes]
+  return [process.returncode for process in processes], outputs
+
+
+@pytest.fixture(scope="module")
+def calm(corpus):
+  """A run of two hosts with an indexer of two, and one of a process with four devices, of 6 steps."""
+  two, one, more = corpus.parent / "two", corpus.parent / "one", ["--config.num_steps=6"]
+  check_done(
+    train_together(corpus, "two", *more),
+    job(lambda flags, options: realm("refresh_index", f"--workdir={two}", "--quiet", *flags, **options)),
+  )
+  alone = {"wait": False, "env": devices(4)}
+  check_done(
+    [train("pretrain", corpus, one, *FLAGS, *more, **alone)],
+    [realm("refresh_index", f"--workdir={one}", "--quiet", **alone)],
+  )
+  return two
+
+
+def check_done(trainers, indexers):
+  statuses, outputs = ended([*trainers, *indexers])
+  assert not any(statuses), outputs
+  published = ["4 snapshots published" in output for output in outputs]
+  assert published == [i == len(trainers) for i in range(len(outputs))]  # the first of the indexers
+
+
+def test_two_hosts_make_what_one_makes(calm):
+  one = calm.parent / "one"
+  losses = [[line["loss"] for line in lines_of(run)] for run in (calm, one)]
+  assert len(losses[0]) == 6
+  assert losses[0] == pytest.approx(losses[1], rel=1e-6)
+  assert [line["index_age"] for line in lines_of(calm)] == [line["index_age"] for line in lines_of(one)]
+  assert [line["tokens_per_second"] > 0 for line in lines_of(calm)] == [True] * 6
+  assert RunDir(calm).adoption_steps() == RunDir(one).adoption_steps() == [0, 4]
+  assert RunDir(calm).checkpoint_steps()[-1] == 6 and RunDir(calm).is_done()
+
+
+def wait_for_step(run, step, processes):
+  deadline = time.monotonic() + 120
+  while not any(line["step"] >= step for line in lines_of(run)):
+    assert time.monotonic() < deadline and all(p.poll() is None for p in processes), ended(processes)
+    time.sleep(0.05)
+
+
+def test_when_a_host_is_lost_the_job_ends_and_a_new_one_goes_on_to_the_same_bits(corpus, calm):
+  run, more = corpus.parent / "lost", ["--config.num_steps=6"]
+  indexer = realm("refresh_index", f"--workdir={run}", "--quiet", wait=False)
+  trainers = train_together(corpus, "lost", *more)
+  wait_for_step(run, 4, trainers)
+  trainers[1].kill()
+  started = time.monotonic()
+  statuses, outputs = ended(trainers, timeout=60)
+  assert time.monotonic() - started < 60
+  assert statuses[0] != 0 and "another host was lost; start all again" in outputs[0], outputs[0]
+  statuses, outputs = ended(train_together(corpus, "lost", *more))
+  assert statuses == [0, 0], outputs
+  assert ended([indexer])[0] == [0]
+  assert 3 in RunDir(run).checkpoint_steps()
+  step, params = restore_params(RunDir(run))
+  assert step == 6
+  assert tree_digest(params) == tree_digest(restore_params(RunDir(calm))[1])
+
+
+@pytest.mark.parametrize(
+  ("different", "message"),
+  [
+    (["--config.batch_size=8"], "config.batch_size is 8 on host 1, 4 on the first host of this job"),
+    (["--config.corpus=nowhere"], "nowhere"),
+  ],
+)
+def test_hosts_that_disagree_all_end_at_the_start(corpus, different, message):
+  statuses, outputs = ended(train_together(corpus, "odd", "--config.num_steps=6", different=different), timeout=100)
+  assert statuses == [1, 1]
+  assert message in outputs[1]
+  assert "host 1 of this job" in outputs[0]
+  assert not RunDir(corpus.parent / "odd").config.exists()
+
+
+def test_a_coordinator_that_is_not_there_is_an_error(corpus):
+  process = train(
+      "pretrain", corpus, corpus.parent / "alone", "--config.num_steps=6", f"--coordinator_address={address()}",
+      "--num_processes=2", "--process_id=1", "--join_timeout=3", wait=False,
+  )  # fmt: skip
+  (status,), (output,) = ended([process], timeout=60)
+  assert status == 1
+  assert "this host did not find the others in 3 s (coordinator 127.0.0.1:" in output
+
+
+def test_sigterm_saves_and_ends_with_a_status_of_its_own(corpus):
+  run = corpus.parent / "preempted"
+  flags = ["--config.init=", "--config.num_passages=3", "--config.index.refresh=inline",
+           "--config.index.export_every=2", "--config.checkpoint.every=1000"]  # fmt: skip
+  process = train("pretrain", corpus, run, *flags, "--config.num_steps=100000", wait=False)
+  wait_for_step(run, 3, [process])
+  process.send_signal(signal.SIGTERM)
+  (status,), (output,) = ended([process], timeout=60)
+  assert status == 75, output
+  step = RunDir(run).checkpoint_steps()[-1]
+  assert f"SIGTERM: saved at step {step} of 100000; start again to go on" in output
+  assert lines_of(run)[-1]["step"] == step
+  train("pretrain", corpus, run, *flags, f"--config.num_steps={step + 1}")
+  assert [line["step"] for line in lines_of(run)] == list(range(1, step + 2))
+
+
+@pytest.mark.slow
+def test_sigterm_to_one_host_saves_and_ends_all(corpus):
+  run = corpus.parent / "preempted_two"
+  indexer = realm("refresh_index", f"--workdir={run}", "--quiet", wait=False)
+  trainers = train_together(corpus, "preempted_two", "--config.num_steps=100000")
+  try:
+    wait_for_step(run, 3, trainers)
+    trainers[1].send_signal(signal.SIGTERM)
+    statuses, outputs = ended(trainers, timeout=100)
+    assert statuses == [75, 75], outputs
+    assert "SIGTERM: saved at step" in outputs[0]
+  finally:
+    for process in [indexer, *trainers]:
+      process.kill()
