@@ -15,6 +15,7 @@ from realm_jax.index.run_dir import RunDir
 FLAGS = [
     "--config.init=", "--config.num_passages=3", "--config.index.export_every=2", "--config.index.sync=True",
     "--config.checkpoint.every=3", "--config.index.timeout=100.0",
+    "--config.index.batch_size=32",
 ]  # fmt: skip
 
 

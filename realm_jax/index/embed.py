@@ -15,6 +15,7 @@ from realm_jax.data.packing import pack
 from realm_jax.data.passages import PassageStore
 from realm_jax.data.vocabulary import Vocabulary
 from realm_jax.index.host_arrays import HostRows, whole
+from realm_jax.index.hosts import settle
 from realm_jax.model.retriever import Tower
 
 _LENGTH_STEP = 32
@@ -65,6 +66,7 @@ def embed_passages(
     mine = passage_id[rows.rows]
     packed = pack(store.title_tokens(mine), store.body_tokens(mine), length, vocabulary)
     emb_BD = _embed(tower, everywhere, params, rows.put(packed))
+    settle(emb_BD)
     # What the device did meanwhile is fetched while it does the next.
     if pending is not None:
       emb_ND[pending[0] - begin] = whole(pending[1])

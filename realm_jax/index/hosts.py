@@ -15,7 +15,7 @@ from jax.experimental import multihost_utils
 T = TypeVar("T")
 
 _SECONDS = 1.0  # between two signs of life from a host that the others wait for: no collective lasts long
-_PENDING, _DONE, _FAILED, _EMBED = range(4)
+_PENDING, _DONE, _FAILED, _TIMED_OUT, _EMBED = range(5)
 
 
 class HostError(RuntimeError):
@@ -39,13 +39,16 @@ def decided_by_first(decide: Callable[[], int]) -> int:
   """What `decide` returns on the first host, which alone calls it; it may take any time.
 
   Raises:
-    HostError: it failed; on the first host its own error is raised.
+    TimeoutError: on all hosts, if `decide` raised it.
+    HostError: it failed otherwise; on the first host its own error is raised.
   """
   if jax.process_count() == 1:
     return decide()
   if not is_first():
     while (heard := _tell(_PENDING))[0] == _PENDING:
       pass
+    if heard[0] == _TIMED_OUT:
+      raise TimeoutError("the first host of this job has waited in vain; its output says for what")
     if heard[0] == _FAILED:
       raise HostError("the first host of this job has failed; its output says why")
     return heard[1]
@@ -53,8 +56,8 @@ def decided_by_first(decide: Callable[[], int]) -> int:
     future = executor.submit(decide)
     while not concurrent.futures.wait([future], _SECONDS).done:
       _tell(_PENDING)
-    if future.exception() is not None:
-      _tell(_FAILED)
+    if (error := future.exception()) is not None:
+      _tell(_TIMED_OUT if isinstance(error, TimeoutError) else _FAILED)
     value = future.result()
     _tell(_DONE, value)
     return value
@@ -120,6 +123,12 @@ def embed_together(
         raise
     _tell(_DONE if future.exception() is None else _FAILED)
     return future.result()
+
+
+def settle(arrays: Any) -> None:
+  """Waits for arrays between processes on CPUs, where JAX 0.10's collectives of two programs block each other."""
+  if jax.process_count() > 1 and jax.default_backend() == "cpu":
+    jax.block_until_ready(arrays)
 
 
 def by_itself() -> ocp.options.MultiprocessingOptions:

@@ -43,7 +43,9 @@ class Checkpoints:
     self._first_due = time.monotonic() + seconds
 
   def is_due(self, step: int) -> bool:
-    return step % self._every == 0 or (self._first_due is not None and time.monotonic() >= self._first_due)
+    # Hosts' clocks differ, and all must save at the same step.
+    is_late = self._first_due is not None and any(gather(time.monotonic() >= self._first_due))
+    return is_late or step % self._every == 0
 
   def save(self, step: int, state: TrainState, adoption: Adoption | None) -> None:
     """Saves the state after `step` updates, with the adoption of the snapshot in force.

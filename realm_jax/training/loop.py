@@ -16,7 +16,7 @@ from realm_jax.data.passages import PassageStore
 from realm_jax.data.vocabulary import Vocabulary
 from realm_jax.index import snapshot as snapshots
 from realm_jax.index.host_arrays import HostRows
-from realm_jax.index.hosts import is_first
+from realm_jax.index.hosts import is_first, settle
 from realm_jax.index.journal import Adoption
 from realm_jax.index.run_dir import RunDir
 from realm_jax.training.adoption import SnapshotFollower, adoption_settings
@@ -51,8 +51,6 @@ def train(config: ConfigDict, run_dir: RunDir, *, log: Callable[[str], None] = p
   from realm_jax.data.tasks import query_batches  # noqa: PLC0415 TensorFlow, which the indexer and `ask` do without
 
   started = time.monotonic()
-  # Between processes on CPUs, JAX 0.10's collectives of two steps at once block each other for ever.
-  waits = jax.process_count() > 1 and jax.default_backend() == "cpu"
   store = open_corpus(config)
   mesh = step_mesh(config, jax.devices())
   rows = HostRows(NamedSharding(mesh, ROWS), config.batch_size)
@@ -103,9 +101,9 @@ def train(config: ConfigDict, run_dir: RunDir, *, log: Callable[[str], None] = p
       batch = stage.make_batch(next(queries), state.params, index)
       with jax.set_mesh(mesh):
         state, metrics = train_step(state, rows.put(batch), key, objective=stage.objective, optimizer=optimizer)
-      if step == first_step or waits:
-        jax.block_until_ready(metrics)
+      settle(metrics)
       if step == first_step:
+        jax.block_until_ready(metrics)
         checkpoints.expect_first((time.monotonic() - started) / 4)
       if follower:
         metrics |= {"index_age": follower.age(step)}
