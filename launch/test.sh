@@ -11,6 +11,6 @@ ruff check .
 ruff format --check --quiet .
 mypy
 if [[ $# -eq 0 ]]; then
-  set -- -m "not slow"
+  set -- -m "not slow" --numprocesses=2 --dist=loadfile  # most of their time is that of processes which start
 fi
 exec python -m pytest "$@"

@@ -76,7 +76,8 @@ def check(result):
   for stage, meshes in result.items():
     for name, difference in meshes.items():
       assert difference["loss"] < 1e-6, (stage, name)
-      assert difference["gradient"] < 1e-6, (stage, name)
+      # Sums of float32 in another order: 0.1 to 2.3e-6 were seen.
+      assert difference["gradient"] < 3e-6, (stage, name)
     assert meshes["8 devices"]["split"] == ["(32, 64)"]
     assert meshes["2 x 2 x 2"]["split"] == meshes["2 parts on 2 x 2 x 2"]["split"] == ["(16, 32)"]
 
