@@ -89,7 +89,7 @@ class Checkpoints:
     damaged: dict[int, str] = {}
     for step in sorted(self._manager.all_steps(), reverse=True):
       try:
-        restored = self._read(step, abstract_state)
+        restored = self._read_again(step, abstract_state)
       except NotResumable:
         raise
       except Exception as error:  # noqa: BLE001 whatever a damaged file makes Orbax raise
@@ -109,6 +109,18 @@ class Checkpoints:
       f"no checkpoint in {self._manager.directory} can be restored ({reasons}); restore one from a backup, or move the "
       "directory away to begin again"
     )
+
+  def _read_again(self, step: int, abstract_state: TrainState) -> Restored:
+    """Reads a step; in a bucket a second time if it fails, for what a bad connection does is no damage."""
+    try:
+      return self._read(step, abstract_state)
+    except NotResumable:
+      raise
+    except Exception:
+      if not self._run_dir.is_bucket:
+        raise
+    self._run_dir.checkpoint_steps()  # raises where the bucket can't be reached
+    return self._read(step, abstract_state)
 
   def _read(self, step: int, abstract_state: TrainState) -> Restored:
     where = self._manager.directory / str(step)
