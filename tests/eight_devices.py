@@ -12,7 +12,6 @@ from realm_jax.model import splash
 from realm_jax.training import planning
 from realm_jax.training.abstract_step import CorpusSize
 from realm_jax.training.collectives import find_collectives
-from realm_jax.training.cost import step_work
 from realm_jax.training.topology import CHIPS, Topology
 
 CORPUS = CorpusSize(num_passages=1000, passage_length=64, vocab_size=3000)
@@ -27,20 +26,23 @@ def small_config(stage, **model):
   return config
 
 
-def measured(stage, **model):
+def measured(**mesh):
   """The compiler's count over our own, and the collectives of a step on 8 devices."""
-  config = small_config(stage, **model)
+  config = small_config("pretrain")
+  config.mesh.update(mesh)
   topology = Topology("8 devices", CHIPS["v5e"], "2x4")
   plan = planning.make_plan(config, topology, CORPUS, jax.devices(), finds_largest=False, log=lambda line: None)
-  work = step_work(config, CORPUS.vocab_size, CORPUS.passage_length)
+  other_bytes = {c.kind: 0 for c in plan.step.collectives}
+  for c in plan.step.collectives:
+    other_bytes[c.kind] += c.num_bytes - c.num_parameter_bytes
   return {
-    "flops_ratio": plan.step.compiled_flops * 8 / work.compiled,
+    "flops_ratio": plan.step.compiled_flops * 8 / plan.work.compiled,
     "parameters": plan.memory.parameters,
     "optimizer": plan.memory.optimizer,
     "batch": plan.memory.batch,
-    "gradients": sum(c.num_gradient_bytes for c in plan.step.collectives),
-    "largest_other": max(c.num_bytes - c.num_gradient_bytes for c in plan.step.collectives),
-    "kinds": sorted({c.kind for c in plan.step.collectives}),
+    "moved_parameters": sum(c.num_parameter_bytes for c in plan.step.collectives),
+    "other_bytes": other_bytes,
+    "largest_other": max(c.num_bytes - c.num_parameter_bytes for c in plan.step.collectives),
     "group_sizes": sorted({c.group_size for c in plan.step.collectives}),
   }
 
@@ -85,5 +87,12 @@ def known_collectives():
 if __name__ == "__main__":
   assert jax.device_count() == 8
   print(
-    json.dumps({"step": measured("pretrain"), "splash": splash_error(), "collectives": known_collectives()}),
+    json.dumps(
+      {
+        "step": measured(),
+        "cube": measured(fsdp=2, tensor=2),
+        "splash": splash_error(),
+        "collectives": known_collectives(),
+      }
+    )
   )

@@ -45,14 +45,29 @@ def test_other_lines_are_none(line):
   assert find(line) == []
 
 
-def test_gradients_are_told_by_the_shapes_of_parameters():
+def test_parameters_and_gradients_are_told_by_their_shapes():
   """What the compiler puts into one operation with them is counted apart."""
   line = "  %a = (bf16[3,5]{1,0}, f32[], f32[7]{0}) all-reduce(%x, %y, %z), replica_groups=[1,8]<=[8], to_apply=%add"
   assert find(line, parameters={(3, 5), (7,)}) == [Collective("all-reduce", 30 + 4 + 28, 30 + 28, 8)]
   scattered = "  %s = f32[3,5]{1,0} reduce-scatter(%x), replica_groups=[2,4]<=[8], dimensions={0}"
   assert find(scattered, parameters={(3, 5)}) == [Collective("reduce-scatter", 240, 240, 4)]
   gathered = "  %s = f32[3,5]{1,0} all-gather(%x), replica_groups=[2,4]<=[8], dimensions={0}"
-  assert find(gathered, parameters={(3, 5)})[0].num_gradient_bytes == 0
+  assert find(gathered, parameters={(3, 5)}) == [Collective("all-gather", 60, 60, 4)]
+
+
+def test_a_loop_sends_in_each_iteration():
+  text = """HloModule x
+%body.1 (arg: (s32[], f32[7])) -> (s32[], f32[7]) {
+  %a = f32[7]{0} all-reduce(%x), replica_groups=[1,8]<=[8]
+}
+
+ENTRY %main (p: f32[7]) -> f32[7] {
+  %w = (s32[], f32[7]{0}) while(%t), condition=%condition, body=%body.1
+  ROOT %b = f32[9]{0} all-gather(%y), replica_groups=[1,8]<=[8]
+}
+"""
+  inside, outside = Collective("all-reduce", 28, 0, 8), Collective("all-gather", 36, 0, 8)
+  assert find_collectives(text, 8, lambda shape: False, 3) == [inside] * 3 + [outside]
 
 
 @pytest.mark.parametrize(

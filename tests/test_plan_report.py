@@ -23,22 +23,26 @@ def environment(monkeypatch):
 WIKIPEDIA = CorpusSize(13_353_718, 288, 30_522)
 
 
-def make(largest=40, fits=True, **model):
+def make(largest=40, fits=True, num_microbatches=1, mesh=None, **model):
   config = paper_config("pretrain")
+  config.num_microbatches = num_microbatches
+  config.mesh.update(mesh or {})
   config.model.update(**model)
   slice_ = parse_topology("v5e-64")
   memory = Memory(878_000_000, 1_757_000_000, 460_000, 0, 2.93e9, 142_000_000)
   work = step_work(config, 30_522, 288)
-  collectives = [Collective("all-reduce", 125_000_004, 125_000_000, 64), Collective("all-gather", 5000, 0, 64)]
+  collectives = [Collective("all-reduce", 125_000_004, 125_000_000, 64), Collective("all-gather", 5000, 4000, 64)]
   compiled = work.compiled / 64 * 1.02
   sent = sum(c.num_bytes_sent for c in collectives)
   flops = compiled + work.kernel / 64
   step = Step(flops, compiled, 238e9, collectives, step_time(slice_.chip, flops, 238e9, sent))
-  return Plan(config, slice_, WIKIPEDIA, 8, memory, slice_.chip.hbm, work, step if fits else None, largest)
+  batch = 8 * config.mesh.tensor
+  return Plan(config, slice_, WIKIPEDIA, batch, memory, slice_.chip.hbm, work, step if fits else None, largest)
 
 
 REPORT = """\
-pretrain on v5e-64: 64 chips, 8 of 512 queries on each
+pretrain on v5e-64: 64 chips, 512 queries a step
+mesh: data 64 x fsdp 1 x tensor 1; a device has 8 queries, in microbatches of 8
 Compiled, not run: the times are estimates, at the peaks of the data sheet.
 
 memory of a chip
@@ -59,11 +63,12 @@ a step, on each chip
   (the compiler counts 2.0% more than the matrix products of the config)
 
 collectives: 2 operations
-  all-gather         other        0.00 GB in 1, the largest 5000 bytes
-  all-reduce         gradients    0.12 GB in 1, the largest 125.0 MB
-  all-reduce         other        0.00 GB in 1, the largest 4 bytes
+  all-gather         other         0.00 GB in 1, the largest 1000 bytes
+  all-gather         parameters    0.00 GB in 1, the largest 4000 bytes
+  all-reduce         gradients     0.12 GB in 1, the largest 125.0 MB
+  all-reduce         other         0.00 GB in 1, the largest 4 bytes
 
-largest batch: about 40 queries a chip, 2,560 in all"""
+largest batch: about 40 queries a device, 2,560 in all"""
 
 
 def test_a_report():
@@ -82,17 +87,56 @@ def test_too_much_is_an_answer_with_advice():
 It does not fit. What makes it smaller:
   --config.model.dtype=bfloat16: activations of half the size, products several times as fast
   --config.model.attention=splash --config.model.attention_dropout_rate=0: no attention weights in memory
-  --config.model.remat=layer: keeps the layers' inputs only, for a third more arithmetic
-  --config.batch_size=192: about 3 queries a chip fit as it is
+  --config.num_microbatches=2: activations of 4 queries at a time, for the same gradient but for dropout
+  --config.mesh.fsdp=64: each device keeps a part of the parameters and of the optimizer's state, and gathers them \
+where they are used
+  --config.model.remat=layer: keeps the layers' inputs only, for up to a third more arithmetic
+  --config.batch_size=192: about 3 queries a device fit as it is
   --topology=...: a slice of more chips, or of chips with more memory"""
   )
 
 
-def test_advice_is_not_what_is_done_already():
-  model = {"dtype": "bfloat16", "attention": "splash", "attention_dropout_rate": 0.0, "remat": "layer"}
-  assert len(advice(make(largest=0, **model))) == 1
-  assert len(advice(make(largest=0, **model | {"attention_dropout_rate": -1.0}))) == 2  # then it is naive
-  assert len(advice(make(largest=0, **model | {"remat": "none"}))) == 2
+def test_a_mesh_is_told():
+  plan = make(num_microbatches=2, mesh={"fsdp": 4, "tensor": 2}, largest=24)
+  text = describe(plan)
+  assert "\nmesh: data 8 x fsdp 4 x tensor 2; a device has 16 queries, in microbatches of 8\n" in text
+  assert text.endswith("\nlargest batch: about 24 queries a device, 768 in all")
+
+
+DONE = {"dtype": "bfloat16", "attention": "splash", "attention_dropout_rate": 0.0, "remat": "layer"}
+
+
+@pytest.mark.parametrize(
+  ("changes", "flags"),
+  [
+    ({}, []),
+    ({"dtype": "float32"}, ["model.dtype=bfloat16"]),
+    ({"attention_dropout_rate": -1.0}, ["model.attention=splash"]),  # it is naive with dropout
+    ({"num_microbatches": 2}, ["num_microbatches=4"]),
+    ({"num_microbatches": 1, "mesh": {"fsdp": 8, "tensor": 2}}, ["num_microbatches=2", "mesh.fsdp=32"]),
+    ({"num_microbatches": 5}, ["num_microbatches=8"]),  # the next that divides 8 queries
+    ({"mesh": {"fsdp": 1}}, ["mesh.fsdp=64"]),
+    ({"remat": "none"}, ["model.remat=layer"]),
+    ({"remat": "dots"}, ["model.remat=layer"]),
+    ({"largest": 3}, ["batch_size=192"]),
+  ],
+)
+def test_advice_is_what_can_be_done_and_is_not_yet(changes, flags):
+  """A microbatch of one query can't be halved, nor the parameters be split over more than all devices."""
+  plan = make(**{"largest": 0, "num_microbatches": 8, "mesh": {"fsdp": 64}} | DONE | changes)
+  assert [line.split("=")[0] for line in advice(plan)] == [f"--config.{flag}".split("=")[0] for flag in flags] + [
+    "--topology"
+  ]
+  assert all(f"--config.{flag}" in line for flag, line in zip(flags, advice(plan)))
+
+
+def test_advice_on_parameters_is_for_those_that_count():
+  """Where they take less than a tenth of the memory, or the hidden size can't be split so, other things help."""
+  plan = make(largest=0, num_microbatches=8, **DONE)
+  small = plan.memory.__class__(10**9, 10**8, 0, 0, 3e10, 0)
+  assert len(advice(plan._replace(memory=small))) == 1
+  plan.config.model.hidden_size = 48
+  assert advice(plan)[0].startswith("--config.mesh.fsdp=16: ")
 
 
 def test_an_index_on_the_chips_is_told():
@@ -121,13 +165,17 @@ def test_the_verb_answers_out_of_memory(monkeypatch, capsys):
   arguments = ["--config=configs/pretrain.py", "--config.batch_size=64", "--topology=v5e:2x4", "--passage_length=100"]
   assert cli.run(["plan", *arguments]) == 0
   out, err = capsys.readouterr()
-  assert compiled == [64, 32] and err.startswith("compiling for v5e:2x4, 8 queries a chip ...\n")
-  assert "  activations    64.00 GB" in out and "--config.batch_size=16: about 2 queries a chip fit as it is" in out
+  assert compiled == [64, 32] and err.startswith("compiling for v5e:2x4, 64 queries ...\n")
+  assert "  activations    64.00 GB" in out and "--config.batch_size=16: about 2 queries a device fit as it is" in out
 
 
 @pytest.mark.parametrize(
   ("arguments", "message"),
   [
+    (
+      ["--topology=v5e-64", "--config=configs/pretrain.py", "--config.mesh.fsdp=6"],
+      "mesh.fsdp=6 x mesh.tensor=1 does not divide 64 devices; set them so that their product is one of 1, 2, 4, 8, ",
+    ),
     (["--topology=v9-8", "--config=configs/pretrain.py"], "unknown topology 'v9-8'; name a slice, "),
     (["--topology=v5e-64"], "give --config=FILE.py and --topology=SLICE, and nothing else"),
     (["--topology=v5e-64", "--config=configs/pretrain.py", "more"], "give --config=FILE.py and --topology=SLICE"),
@@ -137,7 +185,9 @@ def test_the_verb_answers_out_of_memory(monkeypatch, capsys):
     ),
   ],
 )
-def test_what_is_wrong_is_one_line(arguments, message, capsys):
+def test_what_is_wrong_is_one_line(arguments, message, capsys, monkeypatch):
+  monkeypatch.setattr(topology, "compile_only_devices", lambda topology: [object()] * topology.num_devices)
   assert cli.run(["plan", *arguments]) == 1
-  line, hint = capsys.readouterr().err.splitlines()
+  *progress, line, hint = capsys.readouterr().err.splitlines()
+  assert progress in ([], ["compiling for v5e-64, 512 queries ..."])
   assert line.startswith("realm plan: ") and message in line and hint == "(REALM_DEBUG=1 shows where)"

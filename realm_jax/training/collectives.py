@@ -17,6 +17,7 @@ _COLLECTIVE = re.compile(
   r"(?P<kind>all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute|collective-broadcast|ragged-all-to-all)"
   r"(?P<start>-start)?\("
 )
+_COMPUTATION = re.compile(r"(?:ENTRY )?%?([\w.-]+) \(.*\{$")
 
 
 class Collective(NamedTuple):
@@ -24,13 +25,13 @@ class Collective(NamedTuple):
 
   num_bytes: of the whole arrays that it is about, on one device: what an all-reduce reduces, what an all-gather has in
     the end, what a reduce-scatter begins with.
-  num_gradient_bytes: of those among them that are gradients of parameters.
+  num_parameter_bytes: of those among them that are parameters, or gradients of them.
   group_size: devices that take part together.
   """
 
   kind: str
   num_bytes: int
-  num_gradient_bytes: int
+  num_parameter_bytes: int
   group_size: int
 
   @property
@@ -41,16 +42,21 @@ class Collective(NamedTuple):
     return self.num_bytes * (2 if self.kind == "all-reduce" else 1) * (self.group_size - 1) / self.group_size
 
 
-def find_collectives(text: str, num_devices: int, is_parameter: Callable[[Shape], bool]) -> list[Collective]:
+def find_collectives(
+  text: str, num_devices: int, is_parameter: Callable[[Shape], bool], num_iterations: int = 1
+) -> list[Collective]:
   """Reads the text of a compiled program (`Compiled.as_text()`).
 
   Args:
-    is_parameter: whether parameters, or a device's parts of them, have this shape. Arrays of such shapes that are added
-      up over devices are taken for gradients. (The compiler puts gradients and a scalar loss into one operation, under
-      the name of one of them, so that names tell nothing.)
+    is_parameter: whether parameters, or a device's parts of them, have this shape. (The compiler puts gradients and a
+      scalar loss into one operation, under the name of one of them, so that names tell nothing.)
+    num_iterations: of the program's loops; what is in one counts so often.
   """
-  found = []
+  found, repeats = [], 1
+  loops = set(re.findall(r"\bbody=%?([\w.-]+)", text))
   for line in text.splitlines():
+    if computation := _COMPUTATION.match(line):
+      repeats = num_iterations if computation[1] in loops else 1
     match = _COLLECTIVE.match(line)
     if not match:
       continue
@@ -58,13 +64,13 @@ def find_collectives(text: str, num_devices: int, is_parameter: Callable[[Shape]
     arrays = ARRAY.findall(match["result"])
     if match["start"] and kind in ("all-gather", "collective-permute"):  # what goes in, what comes out, and more
       arrays = arrays[len(arrays) // 2 :] if kind == "all-gather" else arrays[1:2]
-    total = of_gradients = 0
+    total = of_parameters = 0
     for dtype, dimensions, _ in arrays:
       size = num_bytes(dtype, dimensions) * (group_size if kind == "reduce-scatter" else 1)
       total += size
-      if kind in ("all-reduce", "reduce-scatter") and is_parameter(_shape(dimensions)):
-        of_gradients += size
-    found.append(Collective(kind, total, of_gradients, group_size))
+      if is_parameter(_shape(dimensions)):
+        of_parameters += size
+    found += [Collective(kind, total, of_parameters, group_size)] * repeats
   return found
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Sequence
 
 from realm_jax.training.collectives import Collective
@@ -12,9 +13,11 @@ from realm_jax.training.planning import Plan, Step, is_searched_on_chip
 
 def describe(plan: Plan) -> str:
   """All that `realm plan` prints."""
-  config, num_chips = plan.config, plan.topology.num_chips
+  config, mesh = plan.config, plan.config.mesh
   lines = [
-    f"{config.stage} on {plan.topology.name}: {num_chips} chips, {plan.batch} of {config.batch_size} queries on each",
+    f"{config.stage} on {plan.topology.name}: {plan.topology.num_chips} chips, {config.batch_size} queries a step",
+    f"mesh: data {plan.num_rows // mesh.fsdp} x fsdp {mesh.fsdp} x tensor {mesh.tensor}; a device has {plan.batch} "
+    f"queries, in microbatches of {plan.batch // config.num_microbatches}",
     "Compiled, not run: the times are estimates, at the peaks of the data sheet.",
     "",
     *_memory_lines(plan),
@@ -23,35 +26,36 @@ def describe(plan: Plan) -> str:
     return "\n".join([*lines, "", "It does not fit. What makes it smaller:", *[f"  {x}" for x in advice(plan)]])
   lines += ["", *_time_lines(plan, plan.step), "", *_collective_lines(plan.step.collectives)]
   if plan.largest is not None:
-    lines += ["", f"largest batch: about {plan.largest} queries a chip, {plan.largest * num_chips:,} in all"]
+    lines += ["", f"largest batch: about {plan.largest} queries a device, {plan.largest * plan.num_rows:,} in all"]
   return "\n".join(lines)
 
 
 def advice(plan: Plan) -> list[str]:
-  """Flags that make a step smaller, those that cost least first."""
-  model, result = plan.config.model, []
+  """Flags that make this step smaller and aren't set yet, those that cost least first."""
+  config, model, mesh, result = plan.config, plan.config.model, plan.config.mesh, []
   if model.dtype == "float32":
     result.append("--config.model.dtype=bfloat16: activations of half the size, products several times as fast")
-  if not (model.attention == "splash" and uses_fused_attention(plan.config)):
+  if not (model.attention == "splash" and uses_fused_attention(config)):
     result.append(
       "--config.model.attention=splash --config.model.attention_dropout_rate=0: no attention weights in memory"
     )
-  if model.remat == "none":
-    result.append("--config.model.remat=layer: keeps the layers' inputs only, for a third more arithmetic")
-  if plan.batch > 1 and plan.config.num_microbatches < plan.batch:
+  more_parts = [n for n in range(config.num_microbatches + 1, plan.batch + 1) if plan.batch % n == 0]
+  if more_parts:
     result.append(
-      f"--config.num_microbatches={2 * plan.config.num_microbatches}: activations of half as many queries at a time, "
-      "for the same gradient"
+      f"--config.num_microbatches={more_parts[0]}: activations of {plan.batch // more_parts[0]} queries at a time, for "
+      "the same gradient but for dropout"
     )
-  if plan.config.mesh.fsdp == 1 and plan.memory.parameters + plan.memory.optimizer > 0.1 * plan.available:
-    num_devices = plan.topology.num_chips * plan.topology.chip.devices_per_chip
+  fsdp = math.gcd(plan.num_rows, model.hidden_size)
+  if fsdp > mesh.fsdp and plan.memory.parameters + plan.memory.optimizer > 0.1 * plan.available:
     result.append(
-      f"--config.mesh.fsdp={num_devices}: each device keeps a part of the parameters and of the optimizer's state, and "
+      f"--config.mesh.fsdp={fsdp}: each device keeps a part of the parameters and of the optimizer's state, and "
       "gathers them where they are used"
     )
+  if model.remat != "layer":
+    result.append("--config.model.remat=layer: keeps the layers' inputs only, for up to a third more arithmetic")
   if plan.largest:
-    batch_size = plan.largest * plan.topology.num_chips
-    result.append(f"--config.batch_size={batch_size}: about {plan.largest} queries a chip fit as it is")
+    batch_size = plan.largest * plan.num_rows
+    result.append(f"--config.batch_size={batch_size}: about {plan.largest} queries a device fit as it is")
   result.append("--topology=...: a slice of more chips, or of chips with more memory")
   return result
 
@@ -100,16 +104,17 @@ def _time_lines(plan: Plan, step: Step) -> list[str]:
 
 
 def _collective_lines(collectives: Sequence[Collective]) -> list[str]:
-  """One line a kind of operation, its gradients apart from the rest."""
+  """One line a kind of operation, its parameters or their gradients apart from the rest."""
   groups: dict[tuple[str, str], list[int]] = {}
   for c in collectives:
-    for what, num_bytes in (("gradients", c.num_gradient_bytes), ("other", c.num_bytes - c.num_gradient_bytes)):
+    of_parameters = "gradients" if c.kind in ("all-reduce", "reduce-scatter") else "parameters"
+    for what, num_bytes in ((of_parameters, c.num_parameter_bytes), ("other", c.num_bytes - c.num_parameter_bytes)):
       if num_bytes:
         groups.setdefault((c.kind, what), []).append(num_bytes)
   lines = [f"collectives: {len(collectives)} operations"]
   for (kind, what), sizes in sorted(groups.items()):
     lines.append(
-      f"  {kind:<18} {what:<10}{_gigabytes(sum(sizes)):>10} in {len(sizes)}, the largest {_size(max(sizes))}"
+      f"  {kind:<18} {what:<11}{_gigabytes(sum(sizes)):>10} in {len(sizes)}, the largest {_size(max(sizes))}"
     )
   return lines
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -53,12 +54,17 @@ class Plan(NamedTuple):
   config: ConfigDict
   topology: Topology
   corpus: CorpusSize
-  batch: int  # queries on one chip
+  batch: int  # queries on one device
   memory: Memory
   available: float  # bytes of memory on one chip
   work: Work  # of all chips together
   step: Step | None  # None: the step doesn't fit
-  largest: int | None  # queries that fit on one chip, estimated; None: not looked for
+  largest: int | None  # queries that fit on one device, estimated; None: not looked for
+
+  @property
+  def num_rows(self) -> int:
+    """Devices, or groups of them along mesh.tensor, that have queries of their own."""
+    return self.topology.num_devices // self.config.mesh.tensor
 
 
 def make_plan(
@@ -76,21 +82,22 @@ def make_plan(
     ValueError: the devices don't suit the config.
   """
   chip = topology.chip
-  batch = config.batch_size // topology.num_chips
-  log(f"compiling for {topology.name}, {batch} queries a chip ...")
+  log(f"compiling for {topology.name}, {config.batch_size} queries ...")
   memory, step = _measure(config, corpus, devices, chip)
-  largest = None
-  if finds_largest:
-
-    def measure(candidate: int) -> Memory:
-      log(f"compiling for {candidate} queries a chip, to estimate the largest batch ...")
-      other = config.copy_and_resolve_references()
-      other.batch_size = candidate * topology.num_chips
-      return _measure(other, corpus, devices, chip)[0]
-
-    largest = find_largest_batch(batch, memory, chip.hbm, measure)
   work = step_work(config, corpus.vocab_size, corpus.passage_length)
-  return Plan(config, topology, corpus, batch, memory, chip.hbm, work, step, largest)
+  plan = Plan(config, topology, corpus, 0, memory, chip.hbm, work, step, None)
+  plan = plan._replace(batch=config.batch_size // plan.num_rows)
+  if not finds_largest:
+    return plan
+  num_parts = config.num_microbatches  # which a device's queries must be a multiple of
+
+  def measure(candidate: int) -> Memory:
+    other = config.copy_and_resolve_references()
+    other.batch_size = candidate * num_parts * plan.num_rows
+    log(f"compiling for {other.batch_size} queries, to estimate the largest batch ...")
+    return _measure(other, corpus, devices, chip)[0]
+
+  return plan._replace(largest=num_parts * find_largest_batch(plan.batch // num_parts, memory, chip.hbm, measure))
 
 
 def find_largest_batch(batch: int, memory: Memory, available: float, measure: Callable[[int], Memory]) -> int:
@@ -99,7 +106,7 @@ def find_largest_batch(batch: int, memory: Memory, available: float, measure: Ca
   The second one is of half as many queries: near the limit the compiler takes long, for it begins to economise.
 
   Args:
-    batch, memory: queries on one chip, and what they need.
+    batch, memory: queries at a time on one device, and what they need.
     available: bytes on one chip.
     measure: the memory for another number of queries.
   """
@@ -133,7 +140,7 @@ def _measure(config: ConfigDict, corpus: CorpusSize, devices: Sequence[jax.Devic
   loops = config.num_microbatches  # the compiler counts a loop's body once, and nearly all is in this one
   flops = n * loops * cost["flops"] + work.kernel / len(devices) * n
   num_bytes = n * loops * memory_traffic(text)
-  collectives = find_collectives(text, len(devices), parameter_shapes(config, lowered))
+  collectives = find_collectives(text, len(devices), parameter_shapes(config, lowered), loops)
   time = step_time(chip, flops, num_bytes, n * sum(c.num_bytes_sent for c in collectives))
   return memory, Step(flops, n * loops * cost["flops"], num_bytes, collectives, time)
 
@@ -152,16 +159,19 @@ def _index_bytes(config: ConfigDict, corpus: CorpusSize) -> int:
 
 
 def parameter_shapes(config: ConfigDict, step: AbstractStep) -> Callable[[Shape], bool]:
-  """Tells shapes of the parameters or of a device's part of them, whole, transposed, or split into heads."""
-  heads, hidden = config.model.num_heads, config.model.hidden_size
+  """Tells shapes of the parameters, of a device's part of them, or of what is gathered over one axis of the mesh of
+  two; also transposed, or split into heads."""
+  hidden, head_size = config.model.hidden_size, config.model.hidden_size // config.model.num_heads
   known: set[Shape] = set()
   for x in jax.tree.leaves(step.state.params):
-    assert x.sharding is not None
-    for shape in (x.shape, x.sharding.shard_shape(x.shape)):
+    spec = (*x.sharding.spec, *[None] * (x.ndim - len(x.sharding.spec)))
+    for shape in itertools.product(
+      *((n, n // step.mesh.shape[axis]) if axis else (n,) for n, axis in zip(x.shape, spec))
+    ):
       known.add(_normal(shape))
       for i, size in enumerate(shape):
-        if size == hidden:
-          known.add(_normal((*shape[:i], heads, hidden // heads, *shape[i + 1 :])))
+        if size in (hidden, hidden // config.mesh.tensor):
+          known.add(_normal((*shape[:i], size // head_size, head_size, *shape[i + 1 :])))
   return lambda shape: len(shape) > 0 and _normal(shape) in known
 
 

@@ -64,6 +64,10 @@ class Topology(NamedTuple):
   def num_chips(self) -> int:
     return math.prod(int(size) for size in self.grid.split("x"))
 
+  @property
+  def num_devices(self) -> int:
+    return self.num_chips * self.chip.devices_per_chip
+
 
 def parse_topology(name: str) -> Topology:
   """A slice by its grid of chips, "v5e:8x8", or by Google's name for it, "v5e-64" or "v4-64" (32 chips: v4's and v5p's
@@ -103,5 +107,5 @@ def compile_only_devices(topology: Topology) -> list[jax.Device]:
     reason = str(error).removeprefix("INVALID_ARGUMENT: ")
     grids = ", ".join(dict.fromkeys(chip.grids.values()))
     raise ValueError(f"{topology.name} is no grid of a slice: {reason}; grids are {grids}") from error
-  assert len(described.devices) == topology.num_chips * chip.devices_per_chip
+  assert len(described.devices) == topology.num_devices
   return list(described.devices)
