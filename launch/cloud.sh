@@ -6,7 +6,8 @@
 #   extras          what is installed besides the project: tpu,gcs
 #   state NAME      prints ready, waiting, gone (pre-empted), failed, or nothing (no such machine)
 #   create NAME     rents it        revive NAME   after it was pre-empted        remove NAME   ends the costs
-#   on NAME COMMAND       runs it on all hosts of the machine        log_of NAME   follows the log of its first host
+#   on NAME COMMAND       runs it on all hosts of the machine; fails where it fails on one of them
+#   log_of NAME           follows the log of its first host
 #   copy_to NAME FILE...  to the home directories of all its hosts
 # and calls `split_arguments "$@"` and `main "${own_flags[@]}"`. Nothing here, nor there, deletes anything in a bucket.
 
@@ -26,19 +27,14 @@ say() { printf '== %s\n' "$*" >&2; }
 
 quoted() { printf ' %q' "$@"; }
 
-# pretrain_with ATTENTION: the first machine trains, the second refreshes the index. What realm plan says fits; see
-# docs/performance.md.
+# pretrain_with ATTENTION FLAG...: the command line of pre-training. What realm plan says fits; see docs/performance.md.
 pretrain_with() {
-  local train=(
-    train --config=configs/pretrain.py --config.corpus="$CORPUS" --config.init="$INIT" --workdir="$WORKDIR"
-    --config.model.dtype=bfloat16 --config.model.attention="$1" --config.model.attention_dropout_rate=0
-    --config.model.remat=layer --config.index.timeout=86400 "${more_flags[@]}"
-  )
-  declare -gA arguments=(
-    ["${names[0]}"]="$(quoted "${train[@]}")"
-    ["${names[1]}"]="$(quoted refresh_index --workdir="$WORKDIR" --quiet)"
-  )
+  quoted train --config=configs/pretrain.py --config.corpus="$CORPUS" --config.init="$INIT" --workdir="$WORKDIR" \
+    --config.model.dtype=bfloat16 --config.model.attention="$1" --config.model.attention_dropout_rate=0 \
+    --config.model.remat=layer --config.index.timeout=86400 "${@:2}" "${more_flags[@]}"
 }
+
+refresh=(refresh_index --workdir="$WORKDIR" --quiet)
 
 # Shows a gcloud command, ready to be pasted.
 show() { printf '+ gcloud%s\n' "$(quoted "$@")" >&2; }
@@ -124,12 +120,13 @@ ensure() {
       revive "$name"
       ;;
   esac
+  [[ "$now" == ready ]] || looked_at=() # machines that share its job may have given up waiting for it
   wait_until_ready "$name"
   if [[ -n "$dry_run" ]] || ! on "$name" "systemctl is-enabled --quiet realm"; then
     install "$name"
-  elif on "$name" "systemctl is-failed --quiet realm"; then
+  elif ! on "$name" "! systemctl is-failed --quiet realm"; then # on one host at least
     if [[ -n "${looked_at[$name]:-}" ]]; then
-      on "$name" "journalctl --unit=realm --no-pager --lines=50" || true
+      on "$name" "journalctl --unit=realm --no-pager --lines=20" || true
       echo "realm failed on $name again and again; see above. Start this script again when it is mended." >&2
       return 1
     fi

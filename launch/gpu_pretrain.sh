@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# REALM pre-training on GPUs of Compute Engine: one machine for the trainer and one for the indexer, on the same run
+# REALM pre-training on GPUs of Compute Engine: machines for the trainer and one for the indexer, on the same run
 # directory in a bucket. Rents them, installs this checkout, starts both, follows the trainer's log, starts again what is
 # pre-empted, and stops both when the run is done. It may be stopped and started again at any time.
 #
@@ -11,12 +11,14 @@
 #   bash launch/gpu_pretrain.sh -- --config.num_steps=100000    # more flags of realm train
 #
 # Needs gcloud, logged in, with a quota, and read and write access of the machines' service account to the bucket.
-# TRAINER (a2-highgpu-8g: 8 A100 of 40 GB) and INDEXER (a2-highgpu-1g) are machine types with GPUs; NAME (realm) begins
+# TRAINER (a2-highgpu-8g: 8 A100 of 40 GB) and INDEXER (a2-highgpu-1g) are machine types with GPUs; TRAINERS (1) machines
+# train together, and reach the first at port 8476, as the rules of the default network let them; NAME (realm) begins
 # their names; SPOT= rents on demand, else they are spot machines. IMAGE_FAMILY, of ubuntu-os-accelerator-images, needs a
 # driver for CUDA 13: 580 or newer.
 #
-# Cost: about $33 an hour on demand for 9 A100 (list price in the US in 2025, typed from memory of
-# cloud.google.com/compute/all-pricing: look there, and for spot prices too); stopped, their disks of 200 GB each.
+# Cost: about $33 an hour on demand for 9 A100, $62 for 17 of two trainers (list price in the US in 2025, typed from
+# memory of cloud.google.com/compute/all-pricing: look there, and for spot prices too); stopped, their disks of 200 GB
+# each.
 # Hours: 200,000 steps of 1.54 PFLOP are 34 hours at the peak of 8 A100 (312 TFLOP/s each), two to three times that in
 # practice. Not run at this size by this project yet; tested with a stand-in for gcloud.
 set -euo pipefail
@@ -29,8 +31,19 @@ source "$(dirname "${BASH_SOURCE[0]}")/cloud.sh"
 
 extras=gpu,gcs
 where=(--project="$PROJECT" --zone="$ZONE")
-names=("$NAME-trainer" "$NAME-indexer")
-declare -A machine_types=(["${names[0]}"]="${TRAINER:-a2-highgpu-8g}" ["${names[1]}"]="${INDEXER:-a2-highgpu-1g}")
+split_arguments "$@"
+names=()
+declare -A machine_types=() arguments=()
+for ((i = 0; i < ${TRAINERS:-1}; i++)); do
+  names+=("$NAME-trainer-$i")
+  machine_types["${names[i]}"]="${TRAINER:-a2-highgpu-8g}"
+  arguments["${names[i]}"]="$(
+    pretrain_with cudnn --coordinator_address="${names[0]}:8476" --num_processes="${TRAINERS:-1}" --process_id="$i"
+  )"
+done
+names+=("$NAME-indexer")
+machine_types["$NAME-indexer"]="${INDEXER:-a2-highgpu-1g}"
+arguments["$NAME-indexer"]="$(quoted "${refresh[@]}")"
 
 state() {
   local found
@@ -64,6 +77,4 @@ copy_to() {
   call compute scp "$@" "$name:" "${where[@]}"
 }
 
-split_arguments "$@"
-pretrain_with cudnn
 main "${own_flags[@]}"

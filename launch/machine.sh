@@ -14,6 +14,8 @@ PYTHON="$("$uv" python find 3.12)"
 export PYTHON
 source launch/environment.sh
 make_environment "[$extras]"
+# What systemd calls a failure is each status but 0: that of hosts which lost another one, and 75, with which a run ends
+# that was saved on SIGTERM.
 sudo tee /etc/systemd/system/realm.service > /dev/null << UNIT
 [Unit]
 Description=$(tail -n 1 realm.sh | cut -c 1-60)

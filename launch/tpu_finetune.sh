@@ -12,7 +12,8 @@
 # Needs gcloud, logged in, with a quota, and read and write access of the machine's service account to the bucket.
 # ACCELERATOR (v5litepod-1) is its type; NAME (realm) begins its name; SPOT= rents on demand, else it is a spot machine.
 # The passages' embeddings stay as they are: the trainer makes the index itself, once, before the first step, and
-# exports nothing after it.
+# exports nothing after it. Where INDEXER is set, to an accelerator type too, a second slice does that, and both may be of
+# several hosts; with more chips a step needs more questions than one: -- --config.batch_size=64.
 #
 # Cost: one v5e chip at $1.20 an hour on demand (list price in the US in 2025, typed from memory of
 # cloud.google.com/tpu/pricing: look there, and for spot prices too).
@@ -29,12 +30,18 @@ source "$(dirname "${BASH_SOURCE[0]}")/tpu.sh"
 source "$(dirname "${BASH_SOURCE[0]}")/cloud.sh"
 
 names=("$NAME-finetune")
-declare -A accelerators=(["${names[0]}"]="${ACCELERATOR:-v5litepod-1}")
+declare -A accelerators=(["${names[0]}"]="${ACCELERATOR:-v5litepod-1}") arguments=()
 split_arguments "$@"
-train=(
-  train --config=configs/finetune.py --config.corpus="$CORPUS" --config.init="$INIT" --config.questions="$QUESTIONS"
-  --workdir="$WORKDIR" --config.index.refresh=inline --config.index.export_every=1000000000
-  --config.model.dtype=bfloat16 "${more_flags[@]}"
-)
-declare -A arguments=(["${names[0]}"]="$(quoted "${train[@]}")")
+how=(--config.index.refresh=inline)
+if [[ -n "${INDEXER:-}" ]]; then
+  how=(--multihost --config.index.timeout=86400)
+  names+=("$NAME-indexer")
+  accelerators["${names[1]}"]="$INDEXER"
+  arguments["${names[1]}"]="$(quoted "${refresh[@]}" --multihost)"
+fi
+arguments["${names[0]}"]="$(
+  quoted train --config=configs/finetune.py --config.corpus="$CORPUS" --config.init="$INIT" \
+    --config.questions="$QUESTIONS" --workdir="$WORKDIR" --config.index.export_every=1000000000 \
+    --config.model.dtype=bfloat16 "${how[@]}" "${more_flags[@]}"
+)"
 main "${own_flags[@]}"

@@ -11,18 +11,16 @@
 #   bash launch/tpu_pretrain.sh -- --config.num_steps=100000 --config.seed=1    # more flags of realm train
 #
 # Needs gcloud, logged in, with a quota for the slices, and read and write access of their service account to the
-# bucket. TRAINER (v5litepod-8) and INDEXER (v5litepod-1) are accelerator types; NAME (realm) begins their names; SPOT=
-# rents on demand, else they are spot: cheaper, and pre-empted at any time. The indexer is one process on one chip as
-# yet: it takes an hour and more for 13 million passages (694 PFLOP), where the paper's refreshed in 500 steps on 16
-# chips. So --config.index.num_slices=8 is a good choice: an eighth of them anew at a time.
+# bucket. TRAINER (v5litepod-64) and INDEXER (v5litepod-16) are accelerator types, here as many chips as the paper's, on
+# 16 and 4 hosts; NAME (realm) begins their names; SPOT= rents on demand, else they are spot: cheaper, and pre-empted at
+# any time. An index of 13 million passages is 694 PFLOP, 220 s at the peak of 16 chips, in which the trainer makes
+# 1,260 steps; the paper's took 500. --config.index.num_slices=3 publishes as often: a third of the passages anew at a
+# time.
 #
-# The trainer runs on the chips of one host as yet, so TRAINER is a slice of one: eight chips, not the paper's 64. A
-# slice of several hosts is refused when training starts.
-#
-# Cost: 9 chips of v5e at $1.20 an hour each on demand are $11 an hour (list price in the US in 2025, typed from memory
-# of cloud.google.com/tpu/pricing: look there, and for spot prices too).
-# Hours: realm plan --topology=v5e-8 says what a step would take; on v5e-64, once several hosts train together, it
-# estimates 175 ms at the data sheet's peaks, 10 hours for 200,000 steps.
+# Cost: 80 chips of v5e at $1.20 an hour each on demand are $96 an hour (list price in the US in 2025, typed from memory
+# of cloud.google.com/tpu/pricing: look there, and for spot prices too); $930 for the hours below.
+# Hours: realm plan estimates 175 ms a step on v5e-64 (docs/performance.md), at the data sheet's peaks: 9.7 hours for
+# 200,000 steps at least, and more in practice.
 # Not run at this size by this project yet, nor on a real TPU; tested with a stand-in for gcloud.
 set -euo pipefail
 : "${PROJECT:?set PROJECT}" "${ZONE:?set ZONE}" "${WORKDIR:?set WORKDIR to gs://bucket/runs/pretrain}"
@@ -33,7 +31,9 @@ source "$(dirname "${BASH_SOURCE[0]}")/tpu.sh"
 source "$(dirname "${BASH_SOURCE[0]}")/cloud.sh"
 
 names=("$NAME-trainer" "$NAME-indexer")
-declare -A accelerators=(["${names[0]}"]="${TRAINER:-v5litepod-8}" ["${names[1]}"]="${INDEXER:-v5litepod-1}")
+declare -A accelerators=(["${names[0]}"]="${TRAINER:-v5litepod-64}" ["${names[1]}"]="${INDEXER:-v5litepod-16}")
 split_arguments "$@"
-pretrain_with splash
+declare -A arguments=(
+  ["${names[0]}"]="$(pretrain_with splash --multihost)" ["${names[1]}"]="$(quoted "${refresh[@]}" --multihost)"
+)
 main "${own_flags[@]}"

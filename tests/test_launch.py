@@ -15,10 +15,16 @@ import yaml
 from absl import flags
 
 from realm_jax import cli
+from realm_jax.training import preemption
 
 ROOT = pathlib.Path(__file__).parent.parent
 LAUNCH = ROOT / "launch"
-SCRIPTS = ("tpu_pretrain.sh", "tpu_finetune.sh", "gpu_pretrain.sh")
+NAMES = {
+  "tpu_pretrain.sh": ["realm-trainer", "realm-indexer"],
+  "tpu_finetune.sh": ["realm-finetune"],
+  "gpu_pretrain.sh": ["realm-trainer-0", "realm-indexer"],
+}
+SCRIPTS = tuple(NAMES)
 WORKDIR = "gs://bucket/my run $(touch /tmp/never) 'x'"
 
 # Of gcloud's reference, cloud.google.com/sdk/gcloud/reference/..., read in November 2026.
@@ -56,6 +62,9 @@ for answer in answers:
     status, text = replies.pop(0) if len(replies) > 1 else replies[0]
     (here / "answers.json").write_text(json.dumps(answers))
     print(text, end="")
+    if isinstance(status, list):  # of the command on each host; gcloud's own is the first that is not 0
+      assert "--worker=all" in sys.argv
+      status = next(filter(None, status), 0)
     sys.exit(status)
 """
 NO, YES = [1, ""], [0, ""]
@@ -65,7 +74,8 @@ NO, YES = [1, ""], [0, ""]
 def launch(tmp_path):
   """Runs a script: its result, and the calls that gcloud got.
 
-  Answers: a pattern -> [status, output] of call after call, the last one again and again.
+  Answers: a pattern -> [status, output] of call after call, the last one again and again; a list of statuses is one of
+  each host of a slice.
   """
   stand_in = tmp_path / "gcloud"
   stand_in.write_text(STAND_IN)
@@ -92,12 +102,10 @@ def launch(tmp_path):
 def answers_of_a_run(script, **more):
   """What gcloud says in a run without mishaps: nothing rented at first, the service enabled once it is installed."""
   ready = "RUNNING" if script.startswith("gpu") else "ACTIVE"
-  names = ("realm-finetune",) if script == "tpu_finetune.sh" else ("realm-trainer", "realm-indexer")
   answers = dict(more)
-  for name in names:
+  for name in NAMES[script]:
     answers[f"list .*{name}"] = [[0, ""], [0, "PROVISIONING"], [0, ready]]
     answers[f"ssh {name} .*is-enabled"] = [NO, YES]
-  answers["is-failed"] = [NO]
   answers["storage ls"] = [NO, YES]
   return answers
 
@@ -122,10 +130,9 @@ def test_a_run_without_mishaps(launch, script):
   assert result.returncode == 0, result.stderr
   verbs = [verb_of(call) for call in calls]
   kind = "compute instances" if script.startswith("gpu") else "compute tpus queued-resources"
-  names = ["realm-finetune"] if script == "tpu_finetune.sh" else ["realm-trainer", "realm-indexer"]
-  assert [call[len(kind.split()) + 1] for call in of_command(calls, f"{kind} create")] == names
+  assert [call[len(kind.split()) + 1] for call in of_command(calls, f"{kind} create")] == NAMES[script]
   end = "stop" if script.startswith("gpu") else "delete"
-  assert [call[len(kind.split()) + 1] for call in of_command(calls, f"{kind} {end}")] == names
+  assert [call[len(kind.split()) + 1] for call in of_command(calls, f"{kind} {end}")] == NAMES[script]
   assert verbs[0] == "storage ls" and calls[0] == ["storage", "ls", f"{WORKDIR}/DONE"]
   assert verbs.index(f"{kind} create") < verbs.index(next(v for v in verbs if v.endswith("scp")))
   assert "go on, and cost" not in result.stderr and f"done: {WORKDIR}" in result.stderr
@@ -197,7 +204,8 @@ def test_the_command_line_arrives_whole(launch, script, tmp_path):
     assert command[0] == "train" and command[-1] == "--config.seed=7"
     assert "--config.questions=nq_open:train" in command and "--config.index.refresh=inline" in command
   else:
-    assert command == ["refresh_index", f"--workdir={WORKDIR}", "--quiet"]
+    is_slice = script.startswith("tpu")
+    assert command == ["refresh_index", f"--workdir={WORKDIR}", "--quiet", *["--multihost"] * is_slice]
   assert f"--workdir={WORKDIR}" in command
   assert not pathlib.Path("/tmp/never").exists()
 
@@ -260,6 +268,55 @@ def test_a_failure_half_way_ends_it_and_says_how_to_stop(launch, pattern, last):
   assert f"go on, and cost, until:  bash {LAUNCH}/tpu_pretrain.sh --stop" in result.stderr
 
 
+def test_a_host_of_a_slice_that_fails_half_way(launch):
+  """While it installs: that ends the script, and the next start installs again, on all hosts. Later, when its service
+  has given up: all are started again."""
+  one_fails = [[0, 0, 7, 0], ""]
+  answers = answers_of_a_run("tpu_pretrain.sh", **{"ssh realm-trainer .*machine.sh": [one_fails]})
+  result, calls = launch("tpu_pretrain.sh", answers=answers)
+  assert result.returncode == 7 and "machine.sh" in calls[-1][-1] and "--worker=all" in calls[-1]
+  assert "go on, and cost" in result.stderr
+
+  answers = answers_of_a_run("tpu_pretrain.sh") | {"list .*trainer": [[0, "ACTIVE"]], "storage ls": [NO, NO, YES]}
+  answers |= {"ssh realm-trainer .*is-enabled": [one_fails, YES], "ssh realm-trainer .*is-failed": [one_fails]}
+  result, calls = launch("tpu_pretrain.sh", answers=answers)
+  assert result.returncode == 0, result.stderr
+  on_trainer = [call for call in of_command(calls, "compute tpus tpu-vm ssh") if call[4] == "realm-trainer"]
+  assert [call[-1].partition("=")[2].split()[0] for call in on_trainer] == [
+    "systemctl", "mkdir", "journalctl", "systemctl", "!", "sudo", "journalctl",
+  ]  # fmt: skip
+  hosts = [next(word for word in call if word.startswith("--worker=")) for call in on_trainer]
+  assert [host.partition("=")[2] for host in hosts] == ["all", "all", "0", "all", "all", "all", "0"]
+
+
+def test_trainers_that_share_a_job(launch):
+  """Each has its number, and the first one's address. One that gave up while another was away is started once more."""
+  answers = answers_of_a_run("gpu_pretrain.sh") | {"list": [[0, "RUNNING"]], "is-enabled": [YES]}
+  answers = {"list .*trainer-1": [[0, "RUNNING"], [0, "RUNNING"], [0, "TERMINATED"], [0, "RUNNING"]]} | answers
+  del answers["list .*realm-trainer-0"], answers["list .*realm-indexer"]
+  answers |= {"ssh realm-trainer-0 .*is-failed": [YES, NO, YES], "storage ls": [NO, NO, NO, YES]}
+  result, calls = launch("gpu_pretrain.sh", answers=answers, TRAINERS="2")
+  assert result.returncode == 0, result.stderr
+  assert [call[3] for call in of_command(calls, "compute instances start")] == ["realm-trainer-1"]
+  assert [call[2] for call in calls if "reset-failed" in call[-1]] == ["realm-trainer-0"]
+  assert {call[2] for call in calls if "--follow" in call[-1]} == {"realm-trainer-0"}
+
+  found = commands(launch("gpu_pretrain.sh", "--dry-run", TRAINERS="2")[0])
+  assert [command[0] for command in found] == ["train", "train", "refresh_index"]
+  for i, command in enumerate(found[:2]):
+    assert {"--coordinator_address=realm-trainer-0:8476", "--num_processes=2", f"--process_id={i}"} <= set(command)
+
+
+def test_fine_tuning_on_several_hosts_has_an_indexer(launch, monkeypatch):
+  result, _ = launch("tpu_finetune.sh", "--dry-run", ACCELERATOR="v5litepod-16", INDEXER="v5litepod-8")
+  create = of_command(shown_calls(result), "compute tpus queued-resources create")
+  assert [(call[4], call[8]) for call in create] == [
+    ("realm-finetune", "--accelerator-type=v5litepod-16"), ("realm-indexer", "--accelerator-type=v5litepod-8"),
+  ]  # fmt: skip
+  train, refresh = (check_realm_command(command, monkeypatch) for command in commands(result))
+  assert train.multihost and refresh.multihost and train.config.index.refresh == "process"
+
+
 def test_a_slice_that_failed_or_never_comes(launch):
   answers = {"storage ls": [NO], "list .*trainer": [[0, ""], [0, "FAILED"]]}
   result, _ = launch("tpu_pretrain.sh", answers=answers)
@@ -276,16 +333,17 @@ def test_what_is_preempted_is_started_again(launch, script):
   is_gpu = script.startswith("gpu")
   ready, gone = ("RUNNING", "TERMINATED") if is_gpu else ("ACTIVE", "SUSPENDED")
   answers = answers_of_a_run(script)
-  answers["list .*realm-trainer"] = [[0, ready], [0, ready], [0, gone], [0, "PROVISIONING"], [0, ready]]
+  trainer = NAMES[script][0]
+  answers[f"list .*{trainer}"] = [[0, ready], [0, ready], [0, gone], [0, "PROVISIONING"], [0, ready]]
   answers["list .*realm-indexer"] = [[0, ready]]
-  answers["ssh realm-trainer .*is-enabled"] = [YES, YES] if is_gpu else [YES, NO, YES]
+  answers[f"ssh {trainer} .*is-enabled"] = [YES, YES] if is_gpu else [YES, NO, YES]
   answers["ssh realm-indexer .*is-enabled"] = [YES]
   answers["storage ls"] = [NO, NO, YES]
   result, calls = launch(script, answers=answers)
   assert result.returncode == 0, result.stderr
-  assert "realm-trainer was pre-empted" in result.stderr
+  assert f"{trainer} was pre-empted" in result.stderr
   if is_gpu:  # the disk is still there, and the service starts at boot
-    assert [c[3] for c in of_command(calls, "compute instances start")] == ["realm-trainer"]
+    assert [c[3] for c in of_command(calls, "compute instances start")] == [trainer]
     assert not of_command(calls, "compute scp")
   else:
     deleted = [c[4] for c in of_command(calls, "compute tpus queued-resources delete")]
@@ -309,9 +367,9 @@ def test_a_trainer_that_fails_again_and_again_is_shown(launch):
   answers = answers_of_a_run("tpu_finetune.sh")
   answers["list .*realm-finetune"] = [[0, "ACTIVE"]]
   answers["ssh realm-finetune .*is-enabled"] = [YES]
-  answers["is-failed"] = [YES]
+  answers["is-failed"] = [NO]
   answers["storage ls"] = [NO]
-  answers["journalctl .*--lines=50"] = [[0, "realm train: no corpus at gs://bucket/corpus\n"]]
+  answers["journalctl .*--no-pager"] = [[0, "realm train: no corpus at gs://bucket/corpus\n"]]
   result, calls = launch("tpu_finetune.sh", answers=answers)
   assert result.returncode == 1 and "no corpus at gs://bucket/corpus" in result.stdout
   assert "realm failed on realm-finetune again and again" in result.stderr
@@ -399,12 +457,16 @@ def test_the_jobset(monkeypatch):
   assert (jobset["apiVersion"], jobset["kind"]) == ("jobset.x-k8s.io/v1alpha2", "JobSet")
   jobs = {job["name"]: job for job in jobset["spec"]["replicatedJobs"]}
   assert set(jobs) == {"trainer", "indexer"} and jobs["trainer"]["replicas"] == 2
+  rule = jobs["trainer"]["template"]["spec"]["podFailurePolicy"]["rules"]
+  codes = {"containerName": "realm", "operator": "In", "values": [preemption.Preempted.exit_status]}
+  assert rule == [{"action": "Ignore", "onExitCodes": codes}]
   for job in jobs.values():
     spec = job["template"]["spec"]
     assert spec["completions"] == spec["parallelism"]
     pod = spec["template"]["spec"]
     grid = pod["nodeSelector"]["cloud.google.com/gke-tpu-topology"]
     container = pod["containers"][0]
+    assert "--multihost" in container["command"]
     num_chips = spec["parallelism"] * container["resources"]["limits"]["google.com/tpu"]
     assert num_chips == math.prod(int(n) for n in grid.split("x"))
     realm, *command = container["command"]
