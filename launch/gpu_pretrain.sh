@@ -11,10 +11,10 @@
 #   bash launch/gpu_pretrain.sh -- --config.num_steps=100000    # more flags of realm train
 #
 # Needs gcloud, logged in, with a quota, and read and write access of the machines' service account to the bucket.
-# TRAINER (a2-highgpu-8g: 8 A100 of 40 GB) and INDEXER (a2-highgpu-1g) are machine types with GPUs; TRAINERS (1) machines
-# train together, and reach the first at port 8476, as the rules of the default network let them; NAME (realm) begins
-# their names; SPOT= rents on demand, else they are spot machines. IMAGE_FAMILY, of ubuntu-os-accelerator-images, needs a
-# driver for CUDA 13: 580 or newer.
+# TRAINER (a2-highgpu-8g: 8 A100 of 40 GB) and INDEXER (a2-highgpu-1g) are machine types with GPUs; TRAINERS (1)
+# machines train together, and reach the first at port 8476, as the rules of the default network let them; NAME (realm)
+# begins their names; SPOT= rents on demand, else they are spot machines. IMAGE_FAMILY, of ubuntu-os-accelerator-images,
+# needs a driver for CUDA 13: 580 or newer.
 #
 # Cost: about $33 an hour on demand for 9 A100, $62 for 17 of two trainers (list price in the US in 2025, typed from
 # memory of cloud.google.com/compute/all-pricing: look there, and for spot prices too); stopped, their disks of 200 GB

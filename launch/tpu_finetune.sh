@@ -12,8 +12,8 @@
 # Needs gcloud, logged in, with a quota, and read and write access of the machine's service account to the bucket.
 # ACCELERATOR (v5litepod-1) is its type; NAME (realm) begins its name; SPOT= rents on demand, else it is a spot machine.
 # The passages' embeddings stay as they are: the trainer makes the index itself, once, before the first step, and
-# exports nothing after it. Where INDEXER is set, to an accelerator type too, a second slice does that, and both may be of
-# several hosts; with more chips a step needs more questions than one: -- --config.batch_size=64.
+# exports nothing after it. Where INDEXER is set, to an accelerator type too, a second slice does that, and both may be
+# of several hosts; with more chips a step needs more questions than one: -- --config.batch_size=64.
 #
 # Cost: one v5e chip at $1.20 an hour on demand (list price in the US in 2025, typed from memory of
 # cloud.google.com/tpu/pricing: look there, and for spot prices too).

@@ -145,7 +145,10 @@ def test_an_index_on_the_chips_is_told():
   assert "  index           0.00 GB  on the first chip of each host (the exact searcher)\n" in text
 
 
-def test_the_verb_answers_out_of_memory(monkeypatch, capsys):
+@pytest.mark.parametrize(
+  ("mesh", "num_queries"), [([], 2), (["--config.num_microbatches=2", "--config.mesh.tensor=2"], 4)]
+)
+def test_the_verb_answers_out_of_memory(mesh, num_queries, monkeypatch, capsys):
   """From flags to advice, with a compiler that finds no room; the sizes are those of the flags."""
   devices = [object()] * 8
   compiled = []
@@ -163,10 +166,13 @@ def test_the_verb_answers_out_of_memory(monkeypatch, capsys):
   monkeypatch.setattr(planning, "lower_step", lower)
   monkeypatch.setattr(planning, "compile_step", compile_step)
   arguments = ["--config=configs/pretrain.py", "--config.batch_size=64", "--topology=v5e:2x4", "--passage_length=100"]
-  assert cli.run(["plan", *arguments]) == 0
+  assert cli.run(["plan", *arguments, *mesh]) == 0
   out, err = capsys.readouterr()
   assert compiled == [64, 32] and err.startswith("compiling for v5e:2x4, 64 queries ...\n")
-  assert "  activations    64.00 GB" in out and "--config.batch_size=16: about 2 queries a device fit as it is" in out
+  assert (
+    "  activations    64.00 GB" in out
+    and f"--config.batch_size=16: about {num_queries} queries a device fit as it is" in out
+  )
 
 
 @pytest.mark.parametrize(
