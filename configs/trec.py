@@ -6,7 +6,8 @@ some 5 points more, as REALM++ gained.
 Cost, estimated from the arithmetic at 10 TFLOP/s reached: 3 hours on one accelerator, 5 improved. Not run at this size
 by this project yet.
 
-  realm train --config=configs/trec.py --config.corpus=CORPUS --config.init=RUN --config.questions=FILE:train --workdir=CT
+  realm train --config=configs/trec.py --config.corpus=CORPUS --config.init=RUN \
+    --config.questions=FILE:train --workdir=CT
   realm refresh_index --workdir=CT         at the same time
   realm evaluate --workdir=CT --questions=FILE:dev --every_checkpoint
   realm evaluate --workdir=CT --questions=TEST_FILE --checkpoint=best

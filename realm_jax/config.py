@@ -137,8 +137,8 @@ def question_config(num_questions: int, num_epochs: int, variant: str) -> Config
 
   Args:
     num_questions: in the training part.
-    variant: "paper", or "improved" by what REALM++ found (Balachandran et al. 2021): 16 questions a step instead of one,
-      exact search, ten passages in training and a hundred when answering.
+    variant: "paper", or "improved" by what REALM++ found (Balachandran et al. 2021): 16 questions a step instead of 1,
+      exact search, 10 passages in training and 100 when answering.
   """
   config = paper_config("finetune")
   if variant == "improved":
