@@ -1,10 +1,10 @@
 r"""NaturalQuestions: --config=configs/nq.py as in the paper, --config=configs/nq.py:improved with what came after it.
 
-Expected: 40.4 exact match on nq_open:test from the paper's pre-training (Table 1 of Guu et al. 2020; 4 epochs). Improved:
-some 5 points more, as REALM++ gained.
-Cost, estimated from the arithmetic at 10 TFLOP/s reached: 8 hours on one accelerator, and 40 minutes for the development
-questions of ten checkpoints; improved 16 and, with 100 passages a question, 13 hours. Not run at this size by this
-project yet.
+Expected: 40.4 exact match on nq_open:test from the paper's pre-training (Table 1 of Guu et al. 2020; 4 epochs).
+Improved: some 5 points more, as REALM++ gained.
+Cost, estimated from the arithmetic at 10 TFLOP/s reached: 8 hours on one accelerator, and 40 minutes for ten
+checkpoints to answer the development questions; improved 16 hours, and 13 with 100 passages a question. Not run at this
+size by this project yet.
 
   realm train --config=configs/nq.py --config.corpus=CORPUS --config.init=RUN --workdir=NQ
   realm refresh_index --workdir=NQ         at the same time

@@ -1,6 +1,7 @@
 """Which checkpoint, index and number of passages of a run answers are given with."""
 
 import json
+import shutil
 
 import pytest
 from tiny_runs import write_run
@@ -44,8 +45,8 @@ def test_a_checkpoint_that_is_no_step(run):
       OpenQA.load(run.path, name)
 
 
-def test_a_checkpoint_without_an_index_of_its_tower(sample_store, tmp_path):
-  run = write_run(tmp_path / "run", sample_store)
+def test_a_checkpoint_without_an_index_of_its_tower(run, tmp_path):
+  run = RunDir(shutil.copytree(run.path, tmp_path / "run"))
   run.files.remove_tree(run.snapshot(1))
   with pytest.raises(
     SnapshotError, match=r"with the parameters of step 20, none with those of checkpoint 10; for the ne"
