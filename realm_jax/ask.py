@@ -2,6 +2,7 @@
 
   realm ask --workdir=runs/finetune "Who discovered radium?"
   realm ask --workdir=runs/finetune --questions=questions.txt --json > answers.jsonl
+  realm ask --workdir=runs/finetune --checkpoint=best "Who discovered radium?"
 
 Without a question it asks for one, until an empty line or the end of input. --questions takes a file with a question
 on each line, or any that  realm evaluate  takes.
@@ -28,6 +29,7 @@ _CHUNK = 64  # questions between two updates of the progress bar
 
 def define_flags(values: flags.FlagValues) -> None:
   flags.DEFINE_string("workdir", None, "A fine-tuned run directory.", required=True, flag_values=values)
+  flags.DEFINE_string("checkpoint", None, "Its step, or best [the newest].", flag_values=values)
   flags.DEFINE_string("questions", None, "A file of questions, answered in its order.", flag_values=values)
   flags.DEFINE_bool("json", False, "Print one JSON object a line for each question.", flag_values=values)
 
@@ -38,7 +40,7 @@ def main(values: flags.FlagValues, positional: list[str]) -> None:
   if not all(question.strip() for question in positional):
     raise ValueError('an empty question; give one, such as "Who discovered radium?", or none to be asked for it')
   questions = questions_of(values.questions) if values.questions else positional
-  open_qa = OpenQA.load(values.workdir)
+  open_qa = OpenQA.load(values.workdir, values.checkpoint)
   form = format_json if values.json else format_answer
   if not questions:
     for question in _typed():

@@ -72,7 +72,10 @@ def paper_config(stage: str) -> ConfigDict:
   config.distractor_rate = 0.0  # mlm: share of sentences read with another passage
   config.recurring_rate = 0.0  # mlm: share of sentences with a span masked whose tokens the rest of the passage holds
   config.marginalize_per_example = False  # equation 1 of the paper; Google's code marginalises per token
+  config.retriever_loss = "joint"  # pretrain, finetune: or emdr2, perplexity_distillation, leave_one_out; these learn
+  # from the passages that are read alone, see docs/finetuning.md
   config.num_passages = 8  # read for each query; in pre-training one of them is the null passage
+  config.num_inference_passages = 0  # finetune: read for each question when it is answered; 0: num_passages
   config.beam_size = 5000  # finetune: passages in the early retriever loss
 
   optimizer = config.optimizer = ConfigDict()
@@ -127,6 +130,26 @@ def paper_config(stage: str) -> ConfigDict:
   elif stage != "pretrain":
     raise ValueError(f"unknown stage {stage!r}; the stages are {', '.join(STAGES)}")
   return config.lock()
+
+
+def question_config(num_questions: int, num_epochs: int, variant: str) -> ConfigDict:
+  """Fine-tuning for so many epochs of a question set, with ten checkpoints to choose the best from.
+
+  Args:
+    num_questions: in the training part.
+    variant: "paper", or "improved" by what REALM++ found (Balachandran et al. 2021): 16 questions a step instead of 1,
+      exact search, 10 passages in training and 100 when answering.
+  """
+  config = paper_config("finetune")
+  if variant == "improved":
+    config.update(batch_size=16, num_passages=10, num_inference_passages=100)
+    config.optimizer.learning_rate = 3e-5  # BERT's for batches of 16
+    config.index.searcher = "exact"
+  elif variant != "paper":
+    raise ValueError(f"unknown variant {variant!r}; the variants are paper and improved")
+  config.num_steps = num_questions * num_epochs // config.batch_size
+  config.checkpoint.update(every=-(-config.num_steps // 10), keep=10)  # of BERT-base, 40 GB
+  return config
 
 
 def stored_config(stored: dict[str, Any]) -> ConfigDict:

@@ -1,6 +1,8 @@
 """Evaluates a run on questions: recall@k, and for a fine-tuned run exact match and F1, each with its interval.
 
   realm evaluate --workdir=runs/finetune --questions=dev.jsonl --report=report.html
+  realm evaluate --workdir=runs/finetune --questions=dev.jsonl --every_checkpoint
+  realm evaluate --workdir=runs/finetune --questions=test.jsonl --checkpoint=best
   realm evaluate --workdir=runs/finetune --questions=dev.jsonl --bm25
   realm evaluate --bm25 --corpus=corpora/mine --questions=dev.jsonl --recall_at=1,5,10,20,50,100
   realm evaluate --predictions=mine.jsonl --questions=dev.jsonl --compare=theirs.jsonl
@@ -40,6 +42,11 @@ from realm_jax.serving.evaluation_run import Evaluated, evaluate_run, report_cas
 def define_flags(values: flags.FlagValues) -> None:
   flags.DEFINE_string("workdir", None, "The run to evaluate.", flag_values=values)
   flags.DEFINE_string("questions", None, "File or TFDS set, whole or with a split; see above.", flag_values=values)
+  flags.DEFINE_string("checkpoint", None, "Its step, or best [the newest].", flag_values=values)
+  flags.DEFINE_bool(
+    "every_checkpoint", False, "Find the kept checkpoint with the best exact match first, and evaluate that.",
+    flag_values=values,
+  )  # fmt: skip
   flags.DEFINE_bool("bm25", False, "Take BM25's passages; a fine-tuned run's reader reads them.", flag_values=values)
   flags.DEFINE_string("corpus", None, "The passage store, where there is no --workdir.", flag_values=values)
   flags.DEFINE_list("recall_at", [str(k) for k in RECALL_AT], "The k of recall@k.", flag_values=values)
@@ -87,6 +94,12 @@ def main(values: flags.FlagValues, positional: list[str]) -> None:
     result["num_longer_than_any_span"] = int(too_long_B.sum())
   # Before the run is evaluated, which may take long: a faulty file is told of at once.
   compared = read_predictions(values.compare, questions) if values.compare else None
+  checkpoint = values.checkpoint
+  if values.every_checkpoint:
+    if not (run_dir and reads):
+      raise ValueError("--every_checkpoint compares answers: give a fine-tuned run, without --retrieval_only")
+    result["exact_match_of_step"] = choose_checkpoint(run_dir, questions, values.questions, regex=regex)
+    checkpoint = "best"
   evaluated = None
   if values.predictions:
     predictions, faults = read_predictions(values.predictions, questions)
@@ -95,7 +108,7 @@ def main(values: flags.FlagValues, positional: list[str]) -> None:
     result |= faults
   else:
     assert store  # _check has seen to it
-    evaluated, facts = _evaluate(values, store, questions, regex=regex, reads=reads)
+    evaluated, facts = _evaluate(values, checkpoint, store, questions, regex=regex, reads=reads)
     scores, is_answerable_B = evaluated.scores, evaluated.is_answerable_B
     result |= facts
   if is_answerable_B is not None:
@@ -118,6 +131,8 @@ def _check(values: flags.FlagValues) -> None:
     )
   if values.workdir and values.corpus:
     raise ValueError("a run is evaluated over its own corpus: give --workdir or --corpus")
+  if values.every_checkpoint and (values.checkpoint or values.predictions or values.bm25):
+    raise ValueError("--every_checkpoint takes them all: leave out --checkpoint, --predictions and --bm25")
   if values.predictions and (values.report or values.bm25 or values.retrieval_only):
     raise ValueError("--predictions are scored without passages: leave out --report, --bm25 and --retrieval_only")
   if values.answerable and not (values.corpus or values.workdir):
@@ -133,17 +148,44 @@ def _only_answerable(store: PassageStore, questions: list[Question], regex: bool
   return kept
 
 
+def choose_checkpoint(
+  run_dir: RunDir, questions: list[Question], name: str, *, regex: bool = False
+) -> dict[int, float]:
+  """Lets every kept checkpoint answer, and writes the run's best.json: the earliest one with the best exact match.
+
+  Args:
+    name: what the questions are called in best.json.
+
+  Returns:
+    Exact match of each step, in percent.
+  """
+  from realm_jax.serving.open_qa import OpenQA  # noqa: PLC0415 so that --help is quick
+
+  exact_match = {}
+  for step in run_dir.checkpoint_steps():
+    predictions = [
+      answer.text for answer in OpenQA.load(run_dir.path, str(step)).answer([q.question for q in questions])
+    ]
+    exact_match[step] = summarize(answer_scores(predictions, questions, regex=regex))["exact_match"]
+    print(f"checkpoint {step}: exact match {exact_match[step]}", file=sys.stderr)
+  best = max(exact_match, key=lambda step: exact_match[step])
+  content = {"step": best, "exact_match_of_step": exact_match, "questions": name, "num_questions": len(questions)}
+  run_dir.files.replace(run_dir.best, json.dumps(content, indent=2) + "\n")
+  return exact_match
+
+
 def _evaluate(
-  values: flags.FlagValues, store: PassageStore, questions: list[Question], *, regex: bool, reads: bool
-) -> tuple[Evaluated, dict[str, Any]]:
+    values: flags.FlagValues, checkpoint: str | None, store: PassageStore, questions: list[Question], *, regex: bool,
+    reads: bool,
+) -> tuple[Evaluated, dict[str, Any]]:  # fmt: skip
   """What `evaluate_run` finds, and the facts of it that the result names."""
   facts: dict[str, Any] = {}
   open_qa = None
   if reads or not values.bm25:
     from realm_jax.serving.open_qa import OpenQA  # noqa: PLC0415 so that --help is quick
 
-    open_qa = OpenQA.load(values.workdir)
-    facts["params_step"] = open_qa.snapshot.params_step
+    open_qa = OpenQA.load(values.workdir, checkpoint)
+    facts |= {"params_step": open_qa.snapshot.params_step, "checkpoint": open_qa.step}
   retriever = open_qa if open_qa and not values.bm25 else Bm25(store)
   recall_at = sorted({int(k) for k in values.recall_at})
   reader = open_qa if reads else None

@@ -22,6 +22,7 @@ _MAX_CONNECTIONS = 512  # beyond these uvicorn answers 503 at once
 
 def define_flags(values: flags.FlagValues) -> None:
   flags.DEFINE_string("workdir", None, "A run directory with an index.", required=True, flag_values=values)
+  flags.DEFINE_string("checkpoint", None, "Its step, or best [the newest].", flag_values=values)
   flags.DEFINE_string("host", "127.0.0.1", "The address to listen on.", flag_values=values)
   flags.DEFINE_integer("port", 8080, "The port; 0 takes a free one.", 0, 65_535, flag_values=values)
   flags.DEFINE_list(
@@ -51,7 +52,7 @@ def main(values: flags.FlagValues, positional: list[str]) -> None:
     raise ImportError(f"realm serve needs {error.name}:  pip install 'realm_jax[serve]'") from error
   listening = listen(values.host, values.port)
   app = web.create_app(
-    open_qa.OpenQA.load(values.workdir),
+    open_qa.OpenQA.load(values.workdir, values.checkpoint),
     allowed_hosts=tuple(hosts),
     limits=web.Limits(values.requests_per_second, values.max_waiting, values.timeout),
     exact=values.exact,

@@ -9,20 +9,30 @@ import jax.numpy as jnp
 import pytest
 
 from realm_jax import config as config_module
-from realm_jax.config import STAGES, make_reader, make_retriever, make_tower, paper_config, stored_config
+from realm_jax.config import (
+  STAGES,
+  flat_fields,
+  make_reader,
+  make_retriever,
+  make_tower,
+  paper_config,
+  question_config,
+  stored_config,
+)
 
 ROOT = pathlib.Path(__file__).parent.parent
 CONFIGS = sorted((ROOT / "configs").glob("*.py"))
 
 
 def build_all(path):
-  """The config of a file, or one for each stage if the file takes a stage."""
+  """The config of a file, or one for each stage or variant if the file takes that."""
   spec = importlib.util.spec_from_file_location(path.stem, path)
   module = importlib.util.module_from_spec(spec)
   spec.loader.exec_module(module)
   assert module.__doc__, f"{path.name} doesn't say what it is"
-  takes_stage = bool(inspect.signature(module.get_config).parameters)
-  return [module.get_config(stage) for stage in STAGES] if takes_stage else [module.get_config()]
+  choices = {"stage": STAGES, "variant": ("paper", "improved")}
+  (names,) = [choices[parameter] for parameter in inspect.signature(module.get_config).parameters] or [()]
+  return [module.get_config(name) for name in names] or [module.get_config()]
 
 
 def leaf_keys(config, prefix=""):
@@ -88,6 +98,27 @@ def test_the_papers_values_stand():
   assert (pretrain.optimizer.learning_rate, pretrain.index.export_every) == (3e-5, 500)
   assert (finetune.num_passages, finetune.beam_size, finetune.batch_size) == (5, 5000, 1)
   assert (pretrain.model.hidden_size, pretrain.model.num_layers, pretrain.model.retrieval_size) == (768, 12, 128)
+
+
+@pytest.mark.parametrize(
+  ("name", "num_steps", "improved_steps"), [("nq", 316_672, 19_792), ("wq", 205_020, 12_813), ("trec", 108_240, 6_765)]
+)
+def test_question_sets_have_the_papers_steps(name, num_steps, improved_steps):
+  paper, improved = build_all(ROOT / "configs" / f"{name}.py")
+  assert (paper.num_steps, improved.num_steps) == (num_steps, improved_steps)
+  paper_fields, improved_fields = flat_fields(paper.to_dict()), flat_fields(improved.to_dict())
+  assert {field for field, value in paper_fields.items() if value != improved_fields[field]} == {
+    "num_steps", "batch_size", "num_passages", "num_inference_passages", "optimizer.learning_rate", "index.searcher",
+    "checkpoint.every",
+  }  # fmt: skip
+  for config in (paper, improved):  # ten checkpoints, the end among them, and all are kept
+    every = config.checkpoint.every
+    assert len({*range(every, config.num_steps + 1, every), config.num_steps}) == config.checkpoint.keep == 10
+
+
+def test_an_unknown_variant_is_named():
+  with pytest.raises(ValueError, match=r"^unknown variant 'big'; the variants are paper and improved$"):
+    question_config(10, 1, "big")
 
 
 def attributes_read(tree):

@@ -107,8 +107,8 @@ def test_a_corpus_without_the_answers_is_reported(files, sample_store, capsys):
 class Reader:
   """A run's retriever and reader: finds the first passages, and marks the first word of the first."""
 
-  def __init__(self, store):
-    self.store = store
+  def __init__(self, store, checkpoint):
+    self.store, self.step = store, int({None: 30, "best": 20}.get(checkpoint, checkpoint))
     self.config = types.SimpleNamespace(num_passages=2)
     self.snapshot = types.SimpleNamespace(params_step=7)
 
@@ -127,7 +127,7 @@ class Reader:
 
 @pytest.fixture
 def run(files, sample_store, monkeypatch):
-  monkeypatch.setattr(OpenQA, "load", lambda workdir: Reader(sample_store))
+  monkeypatch.setattr(OpenQA, "load", lambda workdir, checkpoint: Reader(sample_store, checkpoint))
   run_dir = RunDir(files / "run")
   run_dir.write_config({"stage": "finetune", "corpus": str(sample_store.path), "model": {"max_span_width": 10}})
   run_dir.metrics.write_text('{"step": 1, "loss": 2.0}\n')
@@ -156,6 +156,33 @@ def test_a_fine_tuned_run_leaves_its_files(run, files, sample_store, capsys, fla
   assert f"run {name}" in capsys.readouterr().out
 
 
+def test_the_best_of_every_checkpoint_is_evaluated(run, files, capsys, monkeypatch):
+  """Exact match of checkpoints 10 to 40 is 0, 1/3, 1/3 and 0 of three questions: the first best one is taken."""
+  run.checkpoints.mkdir()
+  for step in (10, 20, 30, 40):
+    (run.checkpoints / str(step)).mkdir()
+
+  def answer(self, questions):
+    right = self.store.body(0).split()[0] if self.step in (20, 30) else "nothing"
+    return [types.SimpleNamespace(text=right) for _ in questions]
+
+  monkeypatch.setattr(Reader, "answer", answer, raising=False)
+  command = ["evaluate", f"--workdir={run.path}", f"--questions={files / 'q.jsonl'}", "--name=dev"]
+  assert cli.run([*command, "--every_checkpoint"]) == 0
+  printed = capsys.readouterr()
+  exact_match = {"10": 0.0, "20": 33.33, "30": 33.33, "40": 0.0}
+  result = json.loads(printed.out)
+  assert (result["checkpoint"], result["exact_match_of_step"]) == (20, exact_match)
+  assert "checkpoint 30: exact match 33.33\ncheckpoint 40: exact match 0.0\n" in printed.err
+  assert json.loads(run.best.read_text()) == {
+    "step": 20, "exact_match_of_step": exact_match, "questions": str(files / "q.jsonl"), "num_questions": 3,
+  }  # fmt: skip
+  assert cli.run([*command, "--checkpoint=40"]) == 0
+  assert json.loads(capsys.readouterr().out)["checkpoint"] == 40
+  assert cli.run([*command, "--every_checkpoint", "--retrieval_only"]) == 1
+  assert "--every_checkpoint compares answers: give a fine-tuned run" in capsys.readouterr().err
+
+
 def test_retrieval_only_reads_nothing(run, files, capsys):
   command = ["evaluate", f"--workdir={run.path}", f"--questions={files / 'q.jsonl'}", "--retrieval_only"]
   assert cli.run(command) == 0
@@ -170,6 +197,7 @@ def test_retrieval_only_reads_nothing(run, files, capsys):
     ([], "give --questions with --workdir"),
     (["--questions=q.jsonl"], "give --questions with --workdir"),
     (["--questions=q.jsonl", "--workdir=w", "--corpus=c"], "a run is evaluated over its own corpus"),
+    (["--questions=q.jsonl", "--workdir=w", "--bm25", "--every_checkpoint"], "--every_checkpoint takes them all"),
     (["--questions=q.jsonl", "--predictions=p", "--report=r"], "--predictions are scored without passages"),
     (["--questions=q.jsonl", "--predictions=p", "--answerable"], "--answerable needs the corpus"),
     (["--questions=q.jsonl", "--predictions=p", "--recall_at=1,x"], "--recall_at=1,x: give numbers"),

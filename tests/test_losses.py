@@ -218,3 +218,135 @@ def test_question_loss_drops_what_has_no_answer(float64):
   retriever_loss_B, reader_loss_B = losses.question_loss(np.zeros((2, 5)), none_BR, np.zeros((2, 3, 4)), none_BKS)
   np.testing.assert_allclose(retriever_loss_B, [np.log(5), 0], rtol=1e-12)
   np.testing.assert_allclose(reader_loss_B, [0, np.log(12)], rtol=1e-12)
+
+
+def random_answers(num_queries=3, num_passages=4, num_spans=5, seed=7):
+  """Scores, span logits and gold spans; the last query has none, and not every passage has one."""
+  rng = np.random.default_rng(seed)
+  span_is_gold_BKS = rng.random((num_queries, num_passages, num_spans)) < 0.2
+  span_is_gold_BKS[:, :2, 2], span_is_gold_BKS[:, 3], span_is_gold_BKS[-1] = True, False, False
+  span_logit_BKS = rng.normal(0, 2, (num_queries, num_passages, num_spans))
+  return rng.normal(0, 2, (num_queries, num_passages)), span_logit_BKS, span_is_gold_BKS
+
+
+def target_in_numpy(name, score_K, likelihood_K):
+  """What the retriever's distribution is drawn to: for EMDR2 the posterior."""
+  prior_K = softmax(score_K)
+  if name == "emdr2":
+    weight_K = prior_K * likelihood_K
+  elif name == "perplexity_distillation":
+    weight_K = likelihood_K
+  else:
+    others = [[j for j in range(len(score_K)) if j != k] for k in range(len(score_K))]
+    weight_K = np.array([prior_K[j].sum() / (prior_K[j] * likelihood_K[j]).sum() for j in others])
+  return weight_K / weight_K.sum()
+
+
+def loss_in_numpy(name, score_K, likelihood_K):
+  if name == "emdr2":
+    return -np.log((softmax(score_K) * likelihood_K).sum())
+  target_K = target_in_numpy(name, score_K, likelihood_K)
+  return sum(t * np.log(t / p) for t, p in zip(target_K, softmax(score_K)) if t > 0)
+
+
+@pytest.mark.parametrize(
+  ("name", "likelihood_K", "expected"),
+  [
+    ("emdr2", [1 / 8, 3 / 8], np.log(4)),  # the mean is 1/4
+    # Targets 1/4 and 3/4, priors 1/2.
+    ("perplexity_distillation", [1 / 8, 3 / 8], np.log(1 / 2) / 4 + np.log(3 / 2) * 3 / 4),
+    # Without each: means of 1/4, 3/8, 3/8; their inverses are as 3 to 2 to 2; priors 1/3.
+    ("leave_one_out", [1 / 2, 1 / 4, 1 / 4], np.log(9 / 7) * 3 / 7 + np.log(6 / 7) * 4 / 7),
+  ],
+)
+def test_retriever_losses_by_hand(float64, name, likelihood_K, expected):
+  loss_B = losses.RETRIEVER_LOSSES[name](np.zeros((1, len(likelihood_K))), np.log([likelihood_K]))
+  np.testing.assert_allclose(loss_B, [expected], rtol=1e-12)
+
+
+@pytest.mark.parametrize("name", losses.RETRIEVER_LOSSES)
+def test_retriever_losses_and_gradients_match_numpy(float64, name):
+  """Each draws the prior to its target: the gradient is p(z|q) minus that. The reader gets none."""
+  rng = np.random.default_rng(8)
+  score_BK, likelihood_BK = rng.normal(0, 2, (3, 4)), rng.uniform(0.01, 0.9, (3, 4))
+  (loss, loss_B), gradients = jax.value_and_grad(
+    lambda *inputs: (losses.RETRIEVER_LOSSES[name](*inputs).sum(), losses.RETRIEVER_LOSSES[name](*inputs)),
+    argnums=(0, 1),
+    has_aux=True,
+  )(score_BK, np.log(likelihood_BK))
+  np.testing.assert_allclose(loss_B, [loss_in_numpy(name, *row) for row in zip(score_BK, likelihood_BK)], rtol=1e-10)
+  target_BK = np.array([target_in_numpy(name, *row) for row in zip(score_BK, likelihood_BK)])
+  np.testing.assert_allclose(gradients[0], softmax(score_BK, 1) - target_BK, rtol=1e-8, atol=1e-12)
+  np.testing.assert_array_equal(gradients[1], 0)
+
+
+def test_leave_one_out_needs_another_passage():
+  with pytest.raises(ValueError, match=r"^leave-one-out needs 2 passages or more; raise num_passages$"):
+    losses.leave_one_out_loss(np.zeros((1, 1)), np.zeros((1, 1)))
+
+
+@pytest.mark.parametrize("name", losses.RETRIEVER_LOSSES)
+def test_separate_question_loss_matches_numpy(float64, name):
+  """p(a|z,q) is of the spans within each passage, the reader loss of all; the last question has no answer."""
+  score_BK, span_logit_BKS, span_is_gold_BKS = random_answers()
+  retriever_loss_B, reader_loss_B = losses.separate_question_loss(name, score_BK, span_logit_BKS, span_is_gold_BKS)
+  likelihood_BK = (softmax(span_logit_BKS, 2) * span_is_gold_BKS).sum(2)
+  assert (likelihood_BK == 0).sum() > 4  # some passages of the first two questions have no answer
+  expected = [loss_in_numpy(name, score_BK[b], likelihood_BK[b]) for b in range(2)]
+  np.testing.assert_allclose(retriever_loss_B, [*expected, 0], rtol=1e-10)
+  joint = losses.question_loss(score_BK, np.zeros((3, 4), bool), span_logit_BKS, span_is_gold_BKS)
+  np.testing.assert_array_equal(reader_loss_B, joint[1])
+
+
+@pytest.mark.parametrize("name", losses.RETRIEVER_LOSSES)
+def test_separate_question_losses_keep_apart(name):
+  """In float32: the retriever's loss moves no span, the reader's no score, a question without answer neither.
+
+  The second question has its answer in one passage alone, which is then the whole target.
+  """
+  score_BK, span_logit_BKS, span_is_gold_BKS = random_answers()
+  span_is_gold_BKS[1, [0, 2]] = False
+  retriever, reader = jax.jit(jax.jacrev(
+      lambda s, x: [part.sum() for part in losses.separate_question_loss(name, s, x, span_is_gold_BKS)], (0, 1)
+  ))(np.float32(score_BK), np.float32(span_logit_BKS))  # fmt: skip
+  np.testing.assert_array_equal(retriever[1], 0)
+  np.testing.assert_array_equal(reader[0], 0)
+  for gradient in (retriever[0], reader[1]):
+    assert np.isfinite(gradient).all() and all(np.abs(gradient[b]).max() > 1e-3 for b in range(2))
+    np.testing.assert_array_equal(gradient[2], 0)
+  np.testing.assert_allclose(retriever[0][1], softmax(score_BK[1]) - [0, 1, 0, 0], atol=1e-6)
+
+
+@pytest.mark.parametrize("per_example", [False, True])
+def test_with_emdr2_masked_words_have_the_joint_gradient(float64, per_example):
+  score_BK, gold_log_prob_BKM, weight_BM = random_masked_batch()
+
+  def separate(score_BK, gold_log_prob_BKM):
+    return sum(
+      losses.separate_masked_word_loss("emdr2", score_BK, gold_log_prob_BKM, weight_BM, per_example=per_example)
+    )
+
+  def joint(score_BK, gold_log_prob_BKM):
+    return losses.masked_word_loss(score_BK, gold_log_prob_BKM, weight_BM, per_example=per_example)
+
+  for ours, expected in zip(*(jax.grad(loss, (0, 1))(score_BK, gold_log_prob_BKM) for loss in (separate, joint))):
+    np.testing.assert_allclose(ours, expected, rtol=1e-10, atol=1e-14)
+  np.testing.assert_allclose(separate(score_BK, gold_log_prob_BKM), 2 * joint(score_BK, gold_log_prob_BKM), rtol=1e-12)
+
+
+@pytest.mark.parametrize("name", ["perplexity_distillation", "leave_one_out"])
+def test_distillation_from_masked_words_matches_numpy(float64, name):
+  score_BK, gold_log_prob_BKM, weight_BM = random_masked_batch()
+  per_token, per_example = (
+    losses.separate_masked_word_loss(name, score_BK, gold_log_prob_BKM, weight_BM, per_example=flag)
+    for flag in (False, True)
+  )
+  tokens = [(b, m) for b in range(3) for m in range(3) if weight_BM[b, m]]
+  expected = np.mean([loss_in_numpy(name, score_BK[b], np.exp(gold_log_prob_BKM[b, :, m])) for b, m in tokens])
+  np.testing.assert_allclose(per_token[0], expected, rtol=1e-10)
+  likelihood_BK = np.exp((gold_log_prob_BKM * weight_BM[:, None]).sum(2))
+  expected = np.mean([loss_in_numpy(name, score_BK[b], likelihood_BK[b]) for b in range(3)])
+  np.testing.assert_allclose(per_example[0], expected, rtol=1e-10)
+  for flag, found in ((False, per_token), (True, per_example)):
+    joint = losses.masked_word_loss(score_BK, gold_log_prob_BKM, weight_BM, per_example=flag)
+    np.testing.assert_array_equal(found[1], joint)

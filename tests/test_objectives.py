@@ -9,6 +9,7 @@ from scipy.special import log_softmax, logsumexp, softmax
 
 from realm_jax.batch import IctBatch, MaskedBatch, Packed, QuestionBatch, ReadingBatch
 from realm_jax.config import make_reader, make_retriever, paper_config
+from realm_jax.model import losses
 from realm_jax.model.reader import span_candidates
 from realm_jax.training import objectives
 from realm_jax.training.objectives import (
@@ -17,6 +18,7 @@ from realm_jax.training.objectives import (
   question_objective,
   reading_objective,
 )
+from realm_jax.training.stages import make_objective
 
 VOCAB_SIZE = 13
 CLS, SEP = 1, 2
@@ -329,3 +331,83 @@ def test_query_passages_and_reader_get_dropout_of_their_own(
     for seed in (0, 1):
       objective(params, batch, jax.random.key(seed))
     assert len(set(keys)) == len(keys) == 2 * num_parts
+
+
+@pytest.fixture
+def given_outputs(monkeypatch):
+  """The networks' outputs, by method, in place of the networks."""
+  rng = np.random.default_rng(9)
+  num_spans = len(span_candidates(9, 3)[0])
+  shapes = {
+    "embed_queries": (2, 4), "embed_passages": (2, 3, 4), "span_logit": (2, 2, num_spans),
+    "masked_word_log_prob": (2, 3, 2, VOCAB_SIZE),
+  }  # fmt: skip
+  outputs = {method: rng.normal(0, 1, shape).astype(np.float32) for method, shape in shapes.items()}
+  outputs["masked_word_log_prob"] = log_softmax(outputs["masked_word_log_prob"], -1)
+  monkeypatch.setattr(objectives, "_apply", lambda module, params, *inputs, key, method: outputs[method])
+  return outputs
+
+
+@pytest.mark.parametrize("name", losses.RETRIEVER_LOSSES)
+def test_question_objective_with_a_retriever_loss_of_its_own(
+  name, given_outputs, retriever, reader, params, question_batch
+):
+  """The retriever learns from the two passages that were read, not from the beam of four."""
+  objective = question_objective(retriever, reader, retriever_loss=name)
+  loss, metrics = objective(params, question_batch, jax.random.key(0))
+  score_BK = np.einsum("bd,bkd->bk", given_outputs["embed_queries"], question_batch.beam_emb_BRD[:, :2])
+  start_S, end_S = span_candidates(9, 3)
+  spans = list(zip(start_S.tolist(), end_S.tolist()))
+  gold_BKS = np.zeros((2, 2, len(spans)), bool)
+  gold_BKS[0, 0, spans.index((4, 5))] = True
+  gold_BKS[0, 1, [spans.index((5, 6)), spans.index((7, 7))]] = True
+  parts = losses.separate_question_loss(name, score_BK, given_outputs["span_logit"], gold_BKS)
+  np.testing.assert_allclose([metrics["retriever_loss"], metrics["reader_loss"]], np.mean(parts, 1), rtol=1e-5)
+  np.testing.assert_allclose([loss, metrics["loss"]], np.sum(parts) / 2, rtol=1e-5)
+
+
+@pytest.mark.parametrize("per_example", [False, True])
+def test_masked_word_objective_with_a_retriever_loss_of_its_own(
+  per_example, given_outputs, retriever, reader, params, masked_batch
+):
+  name = "perplexity_distillation"
+  objective = masked_word_objective(retriever, reader, per_example=per_example, retriever_loss=name)
+  loss, metrics = objective(params, masked_batch, jax.random.key(0))
+  score_BK = np.einsum("bd,bkd->bk", given_outputs["embed_queries"], given_outputs["embed_passages"])
+  log_prob_BKMV, target_BM = given_outputs["masked_word_log_prob"], masked_batch.mask_target_BM
+  gold_BKM = np.take_along_axis(log_prob_BKMV, np.tile(target_BM[:, None, :, None], (1, 3, 1, 1)), -1)[..., 0]
+  parts = losses.separate_masked_word_loss(
+    name, score_BK, gold_BKM, masked_batch.mask_weight_BM, per_example=per_example
+  )
+  np.testing.assert_allclose([metrics["retriever_loss"], metrics["reader_loss"]], parts, rtol=1e-5)
+  np.testing.assert_allclose([loss, metrics["loss"]], np.sum(parts), rtol=1e-5)
+
+
+@pytest.mark.parametrize("stage", ["pretrain", "finetune"])
+def test_the_config_names_the_retriever_loss(stage, given_outputs, retriever, reader, masked_batch, question_batch):
+  if stage == "pretrain":
+    batch, make = masked_batch, functools.partial(masked_word_objective, per_example=False)
+  else:
+    batch, make = question_batch, question_objective
+  config, found = paper_config(stage), {}
+  for name in ("joint", "emdr2"):
+    config.retriever_loss = name
+    nothing = {"retriever": {}, "reader": {}}
+    config.model.update(tiny_model())
+    found[name], _ = make_objective(config, VOCAB_SIZE)(nothing, batch, jax.random.key(0))
+    assert found[name] == make(retriever, reader, retriever_loss=name)(nothing, batch, jax.random.key(0))[0]
+  assert found["joint"] != found["emdr2"]
+
+
+@pytest.mark.parametrize(
+  ("stage", "name", "message"),
+  [
+    ("finetune", "atlas", "unknown retriever_loss 'atlas'; there are joint, emdr2, perplexity_distillation, leave_one"),
+    ("ict", "emdr2", "retriever_loss=emdr2 is for pretrain and finetune; leave it at joint for ict"),
+  ],
+)
+def test_a_retriever_loss_that_does_not_fit(stage, name, message):
+  config = paper_config(stage)
+  config.retriever_loss = name
+  with pytest.raises(ValueError, match=f"^{message}"):
+    make_objective(config, VOCAB_SIZE)

@@ -35,6 +35,7 @@ class RunDir:
     self.metrics = self.path / "metrics.jsonl"
     self.tensorboard = self.path / "tensorboard"
     self.evaluation = self.path / "evaluation"
+    self.best = self.path / "best.json"
     self.done = self.path / "DONE"
 
   def snapshot(self, version: int) -> epath.Path:
@@ -64,6 +65,19 @@ class RunDir:
   def checkpoint_steps(self) -> list[int]:
     """Steps whose checkpoints are whole, ascending."""
     return self._committed_by_orbax(self.checkpoints)
+
+  def best_step(self) -> int:
+    """The step of the checkpoint that realm evaluate --every_checkpoint found to be the best."""
+    text = self.files.read(self.best)
+    if text is None:
+      raise FileNotFoundError(
+        f"no {self.best}; choose the best checkpoint with  realm evaluate --every_checkpoint --workdir={self.path} "
+        "--questions=DEV"
+      )
+    try:
+      return int(json.loads(text)["step"])
+    except (ValueError, KeyError, TypeError) as error:
+      raise ValueError(f"{self.best} is damaged ({error!r}); run realm evaluate --every_checkpoint again") from error
 
   def export_steps(self) -> list[int]:
     """Steps whose exported parameters are whole, ascending."""

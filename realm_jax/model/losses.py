@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 from jax.nn import log_softmax
@@ -49,18 +51,109 @@ def ict_loss(query_emb_BD: jax.Array, passage_emb_BD: jax.Array) -> tuple[jax.Ar
 
 def marginal_log_loss(logit: jax.Array, is_correct: jax.Array) -> jax.Array:
   """-log of the probability of all correct candidates, [B]; 0 where none is correct. Both [B, candidates]."""
-  loss_B = logsumexp(logit, axis=-1) - logsumexp(jnp.where(is_correct, logit, logit + _NOT_CORRECT), axis=-1)
-  return jnp.where(is_correct.any(-1), loss_B, 0.0)
+  return jnp.where(is_correct.any(-1), -correct_log_prob(logit, is_correct), 0.0)
+
+
+def correct_log_prob(logit: jax.Array, is_correct: jax.Array) -> jax.Array:
+  """log of the probability of all correct candidates, [...]; near -10,000 where none is. Both [..., candidates].
+
+  Of one passage's spans it is log p(a|z,q): the spans are normalised within each passage, not over all K, and all gold
+  spans are added up.
+  """
+  return logsumexp(jnp.where(is_correct, logit, logit + _NOT_CORRECT), axis=-1) - logsumexp(logit, axis=-1)
 
 
 def question_loss(
   beam_score_BR: jax.Array, beam_has_answer_BR: jax.Array, span_logit_BKS: jax.Array, span_is_gold_BKS: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
   """Early retriever loss and reader loss, each [B]; spans are normalised jointly over the K passages (section 2.4)."""
-  joint_logit_BKS = span_logit_BKS + beam_score_BR[:, : span_logit_BKS.shape[1], None]
-  num_queries = len(beam_score_BR)
-  reader_loss_B = marginal_log_loss(joint_logit_BKS.reshape(num_queries, -1), span_is_gold_BKS.reshape(num_queries, -1))
+  score_BK = beam_score_BR[:, : span_logit_BKS.shape[1]]
+  reader_loss_B = _span_loss(score_BK, span_logit_BKS, span_is_gold_BKS)
   return marginal_log_loss(beam_score_BR, beam_has_answer_BR), reader_loss_B
+
+
+def _span_loss(score_BK: jax.Array, span_logit_BKS: jax.Array, span_is_gold_BKS: jax.Array) -> jax.Array:
+  joint_logit_BKS = span_logit_BKS + score_BK[..., None]
+  num_queries = len(score_BK)
+  return marginal_log_loss(joint_logit_BKS.reshape(num_queries, -1), span_is_gold_BKS.reshape(num_queries, -1))
+
+
+def stop_gradient_marginal_loss(score_BK: jax.Array, log_likelihood_BK: jax.Array) -> jax.Array:
+  """-log sum_k p(z_k|q) SG[p(a|z_k,q)], [B]: the second term of EMDR2 (section 2.3 of Sachan et al. 2021).
+
+  Args:
+    log_likelihood_BK: log p(a|z_k,q), which gets no gradient here, nor in the two losses below.
+  """
+  return -logsumexp(log_softmax(score_BK) + jax.lax.stop_gradient(log_likelihood_BK), axis=1)
+
+
+def perplexity_distillation_loss(score_BK: jax.Array, log_likelihood_BK: jax.Array) -> jax.Array:
+  """KL(t || p(z|q)) in nats, [B], with t_k ~ p(a|z_k,q): PDist in section 2.2 of Izacard et al. 2022 (Atlas)."""
+  return _divergence(log_likelihood_BK, score_BK)
+
+
+def leave_one_out_loss(score_BK: jax.Array, log_likelihood_BK: jax.Array) -> jax.Array:
+  """KL(t || p(z|q)) in nats, [B], with t_k ~ 1 / p(a|all but z_k,q): LOOP in section 2.2 of Izacard et al. 2022.
+
+  Atlas' reader reads all other passages at once. Here p(a|all but z_k,q) is the marginal over them, their prior
+  normalised anew.
+
+  Raises:
+    ValueError: K is 1.
+  """
+  num_passages = score_BK.shape[1]
+  if num_passages < 2:
+    raise ValueError("leave-one-out needs 2 passages or more; raise num_passages")
+
+  def log_sum_of_others(x_BK: jax.Array) -> jax.Array:
+    return logsumexp(jnp.where(jnp.eye(num_passages, dtype=bool), -jnp.inf, x_BK[:, None]), axis=2)
+
+  rest_BK = log_sum_of_others(score_BK + log_likelihood_BK) - log_sum_of_others(score_BK)
+  return _divergence(-rest_BK, score_BK)
+
+
+def _divergence(target_logit_BK: jax.Array, score_BK: jax.Array) -> jax.Array:
+  """KL of the softmax of the scores from that of the targets, which get no gradient."""
+  log_target_BK = log_softmax(jax.lax.stop_gradient(target_logit_BK))
+  return (jnp.exp(log_target_BK) * (log_target_BK - log_softmax(score_BK))).sum(1)
+
+
+# What config.retriever_loss names, but for "joint".
+RETRIEVER_LOSSES: dict[str, Callable[[jax.Array, jax.Array], jax.Array]] = {
+  "emdr2": stop_gradient_marginal_loss,
+  "perplexity_distillation": perplexity_distillation_loss,
+  "leave_one_out": leave_one_out_loss,
+}
+
+
+def separate_question_loss(
+  name: str, score_BK: jax.Array, span_logit_BKS: jax.Array, span_is_gold_BKS: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+  """The retriever loss of that name and the reader loss, each [B]; 0 where no passage that was read has the answer.
+
+  The retriever is told p(a|z_k,q) by `correct_log_prob`. The reader loss is that of `question_loss`; it moves no score.
+  """
+  log_likelihood_BK = correct_log_prob(span_logit_BKS, span_is_gold_BKS)
+  retriever_loss_B = RETRIEVER_LOSSES[name](score_BK, log_likelihood_BK)
+  reader_loss_B = _span_loss(jax.lax.stop_gradient(score_BK), span_logit_BKS, span_is_gold_BKS)
+  return jnp.where(span_is_gold_BKS.any((1, 2)), retriever_loss_B, 0.0), reader_loss_B
+
+
+def separate_masked_word_loss(
+  name: str, score_BK: jax.Array, gold_log_prob_BKM: jax.Array, weight_BM: jax.Array, *, per_example: bool
+) -> tuple[jax.Array, jax.Array]:
+  """The retriever loss of that name, and the `masked_word_loss` that moves no score; means as there.
+
+  An answer is each masked word, or per example all of them. The sum of both has with "emdr2" the joint loss' gradient.
+  """
+  retriever_loss = RETRIEVER_LOSSES[name]
+  if per_example:
+    loss = retriever_loss(score_BK, jnp.einsum("bkm,bm->bk", gold_log_prob_BKM, weight_BM)).mean()
+  else:
+    loss_BM = jax.vmap(retriever_loss, in_axes=(None, 2), out_axes=1)(score_BK, gold_log_prob_BKM)
+    loss = weighted_mean(loss_BM, weight_BM)
+  fixed_BK = jax.lax.stop_gradient(score_BK)
+  return loss, masked_word_loss(fixed_BK, gold_log_prob_BKM, weight_BM, per_example=per_example)
 
 
 def weighted_mean(value: jax.Array, weight: jax.Array) -> jax.Array:

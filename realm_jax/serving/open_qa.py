@@ -67,28 +67,39 @@ class OpenQA:
     self._assembler = BatchAssembler(store, vocabulary, joint_length=config.joint_length)
 
   @classmethod
-  def load(cls, workdir) -> OpenQA:
-    """Loads the newest checkpoint and the newest snapshot of a run.
+  def load(cls, workdir, checkpoint: str | None = None) -> OpenQA:
+    """Loads a checkpoint of a run and the newest snapshot that its passage tower made.
+
+    Args:
+      checkpoint: a step; "best", as realm evaluate --every_checkpoint found it; None: the newest.
 
     Raises:
       FileNotFoundError: no checkpoint, corpus or index.
-      SnapshotError: the index was not made by this run's passage tower.
+      SnapshotError: no index was made by this checkpoint's passage tower.
+      ValueError: no such name of a checkpoint.
     """
     run_dir = RunDir(workdir)
     config = stored_config(run_dir.read_config())
+    config.num_passages = config.num_inference_passages or config.num_passages
     store = PassageStore(config.corpus)
-    step, params = restore_params(run_dir)
+    step, params = restore_params(run_dir, _step_of(run_dir, checkpoint))
     versions = run_dir.snapshot_versions()
     if not versions:
       raise FileNotFoundError(
         f"no index in {run_dir.index}; make one with  realm refresh_index --workdir={workdir} --once"
       )
-    snapshot = snapshots.load(run_dir, versions[-1], store, retrieval_size=config.model.retrieval_size)
-    if snapshot.manifest["params_digest"] != tree_digest(passage_tower_params(params["retriever"])):
+    digest, manifests = tree_digest(passage_tower_params(params["retriever"])), {}
+    for version in reversed(versions):
+      manifests[version] = snapshots.read_manifest(run_dir, version)
+      if manifests[version]["params_digest"] == digest:
+        break
+    else:
+      newest = manifests[versions[-1]]["params_step"]
       raise snapshots.SnapshotError(
-        f"the newest snapshot of {workdir} was embedded with the parameters of step {snapshot.params_step}, the newest "
-        f"checkpoint is of step {step}; run  realm refresh_index --workdir={workdir} --once"
+        f"the newest snapshot of {workdir} was embedded with the parameters of step {newest}, none with those of "
+        f"checkpoint {step}; for the newest checkpoint, run  realm refresh_index --workdir={workdir} --once"
       )
+    snapshot = snapshots.load(run_dir, version, store, retrieval_size=config.model.retrieval_size)
     return cls(config, store, store.vocabulary(), params, snapshot, step)
 
   @property
@@ -192,6 +203,16 @@ class OpenQA:
         body[start:end], probability, self.store.id(row), self.store.title(row), body, start, end,
         retrieval_score, reader_score,
     )  # fmt: skip
+
+
+def _step_of(run_dir: RunDir, checkpoint: str | None) -> int | None:
+  if checkpoint is None:
+    return None
+  if checkpoint == "best":
+    return run_dir.best_step()
+  if not checkpoint.isdecimal():
+    raise ValueError(f"no checkpoint {checkpoint!r}; give a step, as 20000, or best")
+  return int(checkpoint)
 
 
 def _filled_up(begin: int, num_questions: int) -> np.ndarray:

@@ -35,7 +35,7 @@ from realm_jax.training.step import init_state, train_step
 # What may change when a run is resumed.
 _FREE_FIELDS = {
     "num_steps", "log_every", "tensorboard", "checkpoint.keep", "index.timeout", "index.keep", "index.batch_size",
-    "mesh.fsdp", "mesh.tensor",
+    "mesh.fsdp", "mesh.tensor", "num_inference_passages",
 }  # fmt: skip
 
 

@@ -55,8 +55,15 @@ def reading_objective(reader: Reader) -> Objective:
   return objective
 
 
-def masked_word_objective(retriever: Retriever, reader: Reader, *, per_example: bool) -> Objective:
-  """REALM's pre-training: masked words, marginalised over K passages that are scored with current parameters."""
+def masked_word_objective(
+  retriever: Retriever, reader: Reader, *, per_example: bool, retriever_loss: str = "joint"
+) -> Objective:
+  """REALM's pre-training: masked words, marginalised over K passages that are scored with current parameters.
+
+  Args:
+    retriever_loss: the marginal likelihood trains retriever and reader ("joint"), or the retriever has a loss of its
+      own, one of losses.RETRIEVER_LOSSES.
+  """
 
   def objective(params, batch: MaskedBatch, key: jax.Array):
     query_key, passage_key, reader_key = jax.random.split(key, 3)
@@ -71,9 +78,16 @@ def masked_word_objective(retriever: Retriever, reader: Reader, *, per_example: 
     )
     gold_log_prob_BKM = _gold_log_prob(reader, params, batch.joint_BKJ, mask_position_BKM, target_BKM, reader_key)
     weight_BM = batch.mask_weight_BM
-    loss = losses.masked_word_loss(score_BK, gold_log_prob_BKM, weight_BM, per_example=per_example)
+    parts = {}
+    if retriever_loss == "joint":
+      loss = losses.masked_word_loss(score_BK, gold_log_prob_BKM, weight_BM, per_example=per_example)
+    else:
+      parts["retriever_loss"], parts["reader_loss"] = losses.separate_masked_word_loss(
+        retriever_loss, score_BK, gold_log_prob_BKM, weight_BM, per_example=per_example
+      )
+      loss = parts["retriever_loss"] + parts["reader_loss"]
     prior_BK = jax.nn.softmax(score_BK)
-    return loss, {
+    return loss, parts | {
       "loss": loss,
       "retrieval_utility": losses.retrieval_utility(score_BK, gold_log_prob_BKM, weight_BM),
       "null_mass": prior_BK[:, 0].mean(),
@@ -82,8 +96,12 @@ def masked_word_objective(retriever: Retriever, reader: Reader, *, per_example: 
   return objective
 
 
-def question_objective(retriever: Retriever, reader: Reader) -> Objective:
-  """Fine-tuning: early retriever loss over the beam, reader loss over the spans of the first K passages."""
+def question_objective(retriever: Retriever, reader: Reader, *, retriever_loss: str = "joint") -> Objective:
+  """Fine-tuning: early retriever loss over the beam, reader loss over the spans of the first K passages.
+
+  Args:
+    retriever_loss: the retriever learns from both ("joint"), or from one of losses.RETRIEVER_LOSSES over K passages.
+  """
 
   def objective(params, batch: QuestionBatch, key: jax.Array):
     query_key, reader_key = jax.random.split(key)
@@ -94,12 +112,18 @@ def question_objective(retriever: Retriever, reader: Reader) -> Objective:
     )
     start_S, end_S = span_candidates(batch.is_body_BKJ.shape[-1], reader.max_span_width)
     span_is_gold_BKS = ((batch.gold_start_BKA[..., None] == start_S) & (batch.gold_end_BKA[..., None] == end_S)).any(-2)
-    retriever_loss_B, reader_loss_B = losses.question_loss(
-      beam_score_BR, batch.beam_has_answer_BR, span_logit_BKS, span_is_gold_BKS
-    )
+    score_BK = beam_score_BR[:, : span_logit_BKS.shape[1]]
+    if retriever_loss == "joint":
+      retriever_loss_B, reader_loss_B = losses.question_loss(
+        beam_score_BR, batch.beam_has_answer_BR, span_logit_BKS, span_is_gold_BKS
+      )
+    else:
+      retriever_loss_B, reader_loss_B = losses.separate_question_loss(
+        retriever_loss, score_BK, span_logit_BKS, span_is_gold_BKS
+      )
     loss = (retriever_loss_B + reader_loss_B).mean()
     # Before fine-tuning is done, the prediction is the best span of all passages.
-    joint_BX = (span_logit_BKS + beam_score_BR[:, : span_logit_BKS.shape[1], None]).reshape(len(beam_score_BR), -1)
+    joint_BX = (span_logit_BKS + score_BK[..., None]).reshape(len(score_BK), -1)
     best_B1 = joint_BX.argmax(1, keepdims=True)
     is_exact_B = jnp.take_along_axis(span_is_gold_BKS.reshape(joint_BX.shape), best_B1, 1)
     return loss, {

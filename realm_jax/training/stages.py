@@ -20,6 +20,7 @@ from realm_jax.data.questions import read_questions
 from realm_jax.data.vocabulary import Vocabulary
 from realm_jax.index.retrieve import BatchAssembler, search
 from realm_jax.index.snapshot import Snapshot
+from realm_jax.model.losses import RETRIEVER_LOSSES
 from realm_jax.training.objectives import (
   Objective,
   ict_objective,
@@ -44,15 +45,24 @@ class Stage(NamedTuple):
 
 
 def make_objective(config: ConfigDict, vocab_size: int) -> Objective:
-  """The objective of the config's stage."""
+  """The objective of the config's stage.
+
+  Raises:
+    ValueError: an unknown retriever_loss, or one for a stage that has none.
+  """
+  name = config.retriever_loss
+  if name not in ("joint", *RETRIEVER_LOSSES):
+    raise ValueError(f"unknown retriever_loss {name!r}; there are joint, {', '.join(RETRIEVER_LOSSES)}")
+  if name != "joint" and config.stage not in ("pretrain", "finetune"):
+    raise ValueError(f"retriever_loss={name} is for pretrain and finetune; leave it at joint for {config.stage}")
   retriever, reader = make_retriever(config.model, vocab_size), make_reader(config.model, vocab_size)
   if config.stage == "ict":
     return ict_objective(retriever, num_microbatches=config.num_microbatches)
   if config.stage == "finetune":
-    return in_microbatches(question_objective(retriever, reader), config.num_microbatches)
+    return in_microbatches(question_objective(retriever, reader, retriever_loss=name), config.num_microbatches)
   if config.stage == "mlm":
     return in_microbatches(reading_objective(reader), config.num_microbatches, _num_masked)
-  objective = masked_word_objective(retriever, reader, per_example=config.marginalize_per_example)
+  objective = masked_word_objective(retriever, reader, per_example=config.marginalize_per_example, retriever_loss=name)
   if config.marginalize_per_example:
     return in_microbatches(objective, config.num_microbatches)
   return in_microbatches(objective, config.num_microbatches, _num_masked)
