@@ -48,10 +48,10 @@ def test_every_link_resolves(path):
 
 @pytest.mark.parametrize("path", [path for path in DOCUMENTS if "realm " in text_of(path)], ids=name)
 def test_commands_of_a_document_parse(path, monkeypatch):
-  """Those on lines of their own in full, with the config that they name."""
+  """Those on lines of their own in full, with the config that they name; but for those that are shown to fail."""
   monkeypatch.chdir(ROOT)
   text = re.sub(r"\s*\\\n\s*", " ", text_of(path))
-  lines = re.findall(r"^(?:\$ )?(realm \w+ .*)$", text, re.MULTILINE)
+  lines = re.findall(r"^(?:\$ )?(realm \w+ .*)$(?!\nrealm \w+: )", text, re.MULTILINE)
   for verb, *arguments in examples("".join(f"  {line}\n" for line in lines)):
     assert verb in cli.VERBS
     parse(monkeypatch, verb, *arguments)
