@@ -158,7 +158,6 @@ def parse(monkeypatch, verb, *arguments):
   """The flags of a command line; an unknown one raises."""
   values = flags.FlagValues()
   cli.load_verb(verb).define_flags(values)
-  flags.DEFINE_bool("help", False, "", flag_values=values)
   monkeypatch.setattr(sys, "argv", [verb, *arguments])
   values(sys.argv)
   return values

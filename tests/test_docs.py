@@ -54,7 +54,8 @@ def test_commands_of_a_document_parse(path, monkeypatch):
   lines = re.findall(r"^(?:\$ )?(realm \w+ .*)$(?!\nrealm \w+: )", text, re.MULTILINE)
   for verb, *arguments in examples("".join(f"  {line}\n" for line in lines)):
     assert verb in cli.VERBS
-    parse(monkeypatch, verb, *arguments)
+    if arguments != ["--help"]:
+      parse(monkeypatch, verb, *arguments)
 
 
 @pytest.mark.parametrize("path", [*DOCUMENTS, *NOTEBOOKS], ids=name)
