@@ -155,12 +155,11 @@ def examples(text):
 
 
 def parse(monkeypatch, verb, *arguments):
-  """The flags of a command line; an unknown one raises."""
+  """Parses the flags of a command line; an unknown one raises."""
   values = flags.FlagValues()
   cli.load_verb(verb).define_flags(values)
   monkeypatch.setattr(sys, "argv", [verb, *arguments])
   values(sys.argv)
-  return values
 
 
 @pytest.mark.parametrize("verb", cli.VERBS)
