@@ -68,7 +68,7 @@ def test_own_documents(run, tmp_path):
     (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
   outputs = run(
     "own_documents", DOCUMENTS="documents.jsonl", QUESTIONS="questions.jsonl",
-    ICT_STEPS=2, PRETRAIN_STEPS=2, FINETUNE_STEPS=40,
+    ICT_STEPS=1, PRETRAIN_STEPS=2, FINETUNE_STEPS=30, BATCH_SIZE=4, LEARNING_RATE=5e-4,
   )  # fmt: skip
   assert any("runs/pretrain: pretrain, 2 of 2 steps, done" in output for output in outputs)
   assert float(outputs[-1]) >= 0.75  # of the four questions that it was taught

@@ -1,6 +1,7 @@
 """What the documents say of the code: links, commands and names that exist, and a docstring for all that is public."""
 
 import ast
+import itertools
 import pathlib
 import re
 from urllib.parse import unquote
@@ -50,8 +51,9 @@ def check_flags(verb, arguments):
   assert verb in cli.VERBS
   values = flags.FlagValues()
   cli.load_verb(verb).define_flags(values)
-  for flag in re.findall(r"^--(\w+)", "\n".join(arguments), re.MULTILINE):
-    assert flag in [*values, "help"], f"realm {verb} --{flag}"
+  for argument in itertools.takewhile(lambda argument: argument != "--", arguments):  # behind it they are Beam's
+    flag = re.match(r"--(\w+)", argument)
+    assert not flag or flag[1] in [*values, "help"], f"realm {verb} {argument}"
 
 
 @pytest.mark.parametrize("path", [path for path in DOCUMENTS if "realm " in text_of(path)], ids=name)
