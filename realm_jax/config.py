@@ -177,6 +177,7 @@ def flat_fields(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def make_retriever(model: ConfigDict, vocab_size: int) -> Retriever:
+  """The retriever that config.model describes."""
   return Retriever(
     bert=_bert_arguments(model, vocab_size),
     retrieval_size=model.retrieval_size,
@@ -187,6 +188,7 @@ def make_retriever(model: ConfigDict, vocab_size: int) -> Retriever:
 
 
 def make_reader(model: ConfigDict, vocab_size: int) -> Reader:
+  """The reader that config.model describes."""
   return Reader(
     bert=_bert_arguments(model, vocab_size),
     span_hidden_size=model.span_hidden_size,

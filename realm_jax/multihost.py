@@ -13,6 +13,7 @@ from absl import flags
 
 
 def define_flags(values: flags.FlagValues) -> None:
+  """The flags with which one of several hosts finds the others."""
   flags.DEFINE_bool(
     "multihost", False, "One of several hosts, which find each other: on TPU slices, GKE, Slurm, MPI.",
     flag_values=values,

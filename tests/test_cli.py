@@ -151,7 +151,15 @@ def test_help_of_a_verb_has_its_docstring_and_every_flag(realm, verb, help_flag)
 def examples(text):
   """The command lines of a text, continued ones joined, without comments: [verb, arguments ...]."""
   lines = re.findall(r"^ +realm (.*)$", text.replace("\\\n", " "), re.MULTILINE)
-  return [shlex.split(re.split(r" > |  ", " ".join(line.split(" \\ ")))[0].strip()) for line in lines]
+  return [shlex.split(re.split(r" [>|] |  ", " ".join(line.split(" \\ ")))[0].strip()) for line in lines]
+
+
+def parse(monkeypatch, verb, *arguments):
+  """Parses the flags of a command line; an unknown one raises."""
+  values = flags.FlagValues()
+  cli.load_verb(verb).define_flags(values)
+  monkeypatch.setattr(sys, "argv", [verb, *arguments])
+  values(sys.argv)
 
 
 @pytest.mark.parametrize("verb", cli.VERBS)
@@ -165,10 +173,7 @@ def test_examples_of_a_verbs_help_have_flags_that_exist(monkeypatch, verb):
   for name, *arguments in found:
     if arguments[:1] == ["--help"]:
       continue
-    values = flags.FlagValues()
-    cli.load_verb(name).define_flags(values)
-    monkeypatch.setattr(sys, "argv", [name, *arguments])
-    values(sys.argv)  # an unknown flag raises
+    parse(monkeypatch, name, *arguments)
 
 
 def test_the_overview_has_an_example_that_runs(realm, tmp_path, monkeypatch):

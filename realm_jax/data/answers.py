@@ -25,6 +25,7 @@ def normalize_answer(text: str) -> str:
 
 
 def exact_match(prediction: str, answers: Sequence[str]) -> bool:
+  """Whether the prediction is one of the answers, both by `normalize_answer`."""
   return any(normalize_answer(prediction) == normalize_answer(answer) for answer in answers)
 
 

@@ -27,6 +27,8 @@ _PLACES_NAMED = 5
 
 
 class Article(NamedTuple):
+  """A document, or a ready passage, as its source gives it."""
+
   id: str
   title: str
   text: str

@@ -23,6 +23,7 @@ _TSV_COLUMNS = ("id", "text", "title")
 
 
 def read_lines(path: str) -> Iterator[Record]:
+  """Yields the lines that are not blank; one that is too long is a record with a problem."""
   for number, line, position in placed_lines(path):
     if len(line) > MAX_RECORD_BYTES:
       yield Record(number, b"", position, TOO_LONG)
@@ -31,6 +32,7 @@ def read_lines(path: str) -> Iterator[Record]:
 
 
 def parse_jsonl(line: bytes) -> Article:
+  """An article from a line {"id", "title", "text"}; raises BadRecord."""
   return make_article(parse_json(line))
 
 

@@ -138,6 +138,7 @@ def _titles_path(path: str) -> str:
 
 
 def parse_block(data: bytes) -> Article:
+  """A passage of ORQA's from its id, title and text, with NUL bytes between them; raises BadRecord."""
   id_, title, text = data.split(b"\x00", 2)
   if b"\x00" in text:
     raise BadRecord("control characters, so no text")

@@ -109,6 +109,7 @@ class PassageWriter:
 
 
 def refuse_existing(path: pathlib.Path) -> None:
+  """Raises FileExistsError if something is there already; an empty directory is not in the way."""
   if path.exists() and (not path.is_dir() or any(path.iterdir())):
     raise FileExistsError(f"{path} exists; choose another --output or remove it")
 

@@ -68,6 +68,7 @@ def _read_lines(path, parse) -> Iterator[Record]:
 
 
 def parse_json_line(line: str) -> tuple[str, tuple[str, ...]]:
+  """Question and answers of a line of JSON; raises Fault."""
   try:
     value = json.loads(line)
   except (ValueError, RecursionError):

@@ -17,6 +17,8 @@ _ASKED_BEFORE = "a question asked before, whose answers were added to the first'
 
 
 class Question(NamedTuple):
+  """A question with its right answers, which may be regular expressions."""
+
   question: str
   answers: tuple[str, ...]
 

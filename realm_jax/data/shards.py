@@ -121,11 +121,13 @@ def build_shard(shard: Shard, settings: Settings, directory: str) -> str:
 
 
 def read_summary(path: epath.Path) -> ShardSummary:
+  """What was counted in a shard."""
   with _open(path) as file:
     return ShardSummary(**json.loads(file[_SUMMARY].tobytes()))
 
 
 def read_columns(path: epath.Path) -> Columns:
+  """A shard's arrays by their names."""
   with _open(path) as file:
     return {name: file[name] for name in file.files if name != _SUMMARY}
 

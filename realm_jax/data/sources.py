@@ -117,6 +117,7 @@ def _format_of_name(path: str) -> str:
 
 
 def common_noun(sources: Iterable[Source]) -> str:
+  """What the sources' records are called, "record" if they differ."""
   nouns = {source.format.noun for source in sources}
   return nouns.pop() if len(nouns) == 1 else "record"
 
@@ -149,6 +150,7 @@ def read_articles(
 
 
 def strict_error(source: Source, number: int | str, reason: str) -> ValueError:
+  """What --strict raises for a bad record: its place, the reason and the remedy."""
   noun = source.format.noun
   return ValueError(
     f"{source.path}, {noun} {number}: a {noun} with {reason}; mend it, or leave out --strict to skip it"

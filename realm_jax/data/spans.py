@@ -18,12 +18,16 @@ KINDS = ("date", "entity", "person", "location", "organization", "misc")
 
 
 class Span(NamedTuple):
+  """A named entity or a date."""
+
   start: int  # in characters of the text
   end: int  # exclusive
   kind: str  # one of KINDS
 
 
 class Tagger(Protocol):
+  """Finds named entities."""
+
   name: str  # goes into corpus.json; changes whenever the spans would
 
   def tag(self, texts: Sequence[str]) -> list[list[Span]]:

@@ -28,6 +28,7 @@ class Journal(NamedTuple):
 
 
 def read_journal(run_dir: RunDir) -> Journal:
+  """All adoptions of a run by their step, and why the damaged ones can't be read."""
   entries, damaged = {}, {}
   for step in run_dir.adoption_steps():
     text = run_dir.files.read(run_dir.adoption(step))

@@ -22,6 +22,8 @@ class DamagedExport(ValueError):
 
 
 class Export(NamedTuple):
+  """The passage tower's parameters as of a step."""
+
   step: int
   digest: str
   params: Any

@@ -42,14 +42,20 @@ class _Question(BaseModel):
 
 
 class SearchRequest(_Question):
+  """A question to retrieve passages for."""
+
   num_passages: int = Field(5, ge=1, le=_MAX_FOUND)
 
 
 class AskRequest(_Question):
+  """A question to answer."""
+
   num_answers: int | None = Field(None, ge=1, description="passages to show; all that were read by default")
 
 
 class Passage(BaseModel):
+  """A passage that was found."""
+
   id: str
   title: str
   text: str
@@ -57,6 +63,8 @@ class Passage(BaseModel):
 
 
 class ReadPassage(Passage):
+  """A passage that was read, with its best span."""
+
   start: int = Field(description="the best span of this passage, in characters (Unicode code points)")
   end: int
   reader_score: float = Field(description="the span's logit")
@@ -71,11 +79,15 @@ class Latency(BaseModel):
 
 
 class SearchResponse(BaseModel):
+  """What a question finds, best first."""
+
   passages: list[Passage]
   latency: Latency
 
 
 class AskResponse(BaseModel):
+  """An answer with its evidence."""
+
   answer: str
   probability: float
   evidence: list[ReadPassage] = Field(description="the passages that were read, best answer first")
@@ -83,6 +95,8 @@ class AskResponse(BaseModel):
 
 
 class Status(BaseModel):
+  """What the server answers from."""
+
   can_answer: bool = Field(description="false: the run's reader has not learnt to answer, it can only search")
   step: int = Field(description="of the parameters")
   index_version: int
@@ -96,6 +110,8 @@ class Status(BaseModel):
 
 
 class Problem(BaseModel):
+  """Why a request was refused or failed, in a line."""
+
   error: str
 
 

@@ -19,6 +19,8 @@ from realm_jax.training.step import TrainState
 
 
 class Restored(NamedTuple):
+  """A checkpoint that was read."""
+
   state: TrainState
   adoption: Adoption | None  # the snapshot in force
 

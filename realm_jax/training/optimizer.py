@@ -27,6 +27,8 @@ def bert_schedule(learning_rate: float, num_steps: int, num_warmup_steps: int) -
 
 
 class MomentsState(NamedTuple):
+  """Running means of the gradient and of its square, each a tree like the parameters."""
+
   mu: Any
   nu: Any
 

@@ -51,6 +51,8 @@ class Step(NamedTuple):
 
 
 class Plan(NamedTuple):
+  """A step on a slice, as compiled: whether it fits, and what it computes."""
+
   config: ConfigDict
   topology: Topology
   corpus: CorpusSize

@@ -22,6 +22,7 @@ class TrainState(NamedTuple):
 
 
 def init_state(params: Any, optimizer: optax.GradientTransformation) -> TrainState:
+  """Step 0, with the optimizer's state for these parameters."""
   return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params))
 
 

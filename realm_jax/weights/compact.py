@@ -60,4 +60,5 @@ class CompactTensors:
 
 
 def is_compact(source: Tensors) -> bool:
+  """Whether matrices are stored as int8 rows, each with its scale."""
   return any(name.endswith(_SCALE) for name in source.shapes)

@@ -44,6 +44,7 @@ _WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.
 
 
 def holds_weights(directory: pathlib.Path) -> bool:
+  """Whether a directory has weights in a file, or in shards, by HF's names."""
   return any((directory / name).is_file() for name in _WEIGHTS) or any(directory.glob("model-*.safetensors"))
 
 

@@ -13,6 +13,7 @@ _TORCH = ["pytorch_model*.bin", "pytorch_model.bin.index.json"]  # only where th
 
 
 def is_hub_id(name: str) -> bool:
+  """Whether the name has the form of a hub's id: "model" or "owner/model"."""
   return re.fullmatch(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?", name) is not None
 
 

@@ -1,0 +1,81 @@
+"""The notebooks: their form, and each from top to bottom in a kernel of its own, on few passages and few steps."""
+
+import ast
+import json
+import pathlib
+import sys
+
+import nbformat
+import pytest
+from nbclient import NotebookClient
+
+from realm_jax.data.sample import SAMPLE_PASSAGES, SAMPLE_QUESTIONS
+
+ROOT = pathlib.Path(__file__).parent.parent
+NOTEBOOKS = sorted((ROOT / "colab").glob("*.ipynb"))
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch):
+  """Runs a notebook in an empty directory, with other parameters: the output of every code cell, as text."""
+  monkeypatch.setenv("PYTHONPATH", str(ROOT))
+  monkeypatch.setenv("PATH", str(pathlib.Path(sys.executable).parent), prepend=":")
+  monkeypatch.setenv("IPYTHONDIR", str(tmp_path / "ipython"))
+
+  def run(name, **parameters):
+    notebook = nbformat.read(ROOT / "colab" / f"{name}.ipynb", as_version=4)
+    (place,) = [i for i, cell in enumerate(notebook.cells) if "parameters" in cell.metadata.get("tags", [])]
+    code = "\n".join(f"{key} = {value!r}" for key, value in parameters.items())
+    notebook.cells.insert(place + 1, nbformat.v4.new_code_cell(code))
+    NotebookClient(notebook, timeout=600, resources={"metadata": {"path": str(tmp_path)}}).execute()
+    return [text_of(cell) for cell in notebook.cells if cell.cell_type == "code"]
+
+  return run
+
+
+def text_of(cell):
+  return "".join(o.get("text") or o.get("data", {}).get("text/plain", "") for o in cell.outputs)
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_a_notebook_is_short_clean_and_valid(path):
+  notebook = nbformat.read(path, as_version=4)
+  nbformat.validate(notebook)
+  cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
+  assert cells
+  for cell in cells:
+    assert 1 <= len([line for line in cell.source.splitlines() if line.strip()]) <= 5
+    assert (cell.outputs, cell.execution_count) == ([], None)
+
+
+def test_the_notebooks_are_these():
+  assert [path.stem for path in NOTEBOOKS] == ["ask", "look_inside", "own_documents"]
+
+
+def test_ask(run):
+  outputs = run("ask")
+  assert ast.literal_eval(outputs[-1]) == "Marie and Pierre Curie"
+  assert "A: Marie and Pierre Curie" in outputs[-2]
+
+
+@pytest.mark.slow
+def test_own_documents(run, tmp_path):
+  passages = [json.loads(line) for line in SAMPLE_PASSAGES.read_text().splitlines()[:24]]
+  ids = {passage["id"] for passage in passages}
+  questions = [json.loads(line) for line in SAMPLE_QUESTIONS["train"].read_text().splitlines()]
+  questions = [question for question in questions if question["passage"] in ids][:4]
+  for name, rows in {"documents": passages, "questions": questions}.items():
+    (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+  outputs = run(
+    "own_documents", DOCUMENTS="documents.jsonl", QUESTIONS="questions.jsonl",
+    ICT_STEPS=1, PRETRAIN_STEPS=2, FINETUNE_STEPS=30, BATCH_SIZE=4, LEARNING_RATE=5e-4,
+  )  # fmt: skip
+  assert any("runs/pretrain: pretrain, 2 of 2 steps, done" in output for output in outputs)
+  assert float(outputs[-1]) >= 0.75  # of the four questions that it was taught
+
+
+@pytest.mark.slow
+def test_look_inside(run):
+  outputs = run("look_inside", NUM_PASSAGES=24, STEPS=4, EXPORT_EVERY=2)
+  distance = ast.literal_eval(outputs[-1])
+  assert len(distance) == 3 and distance[0] > distance[1] > distance[2] == 0

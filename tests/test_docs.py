@@ -1,0 +1,100 @@
+"""What the documents say of the code: links, commands and names that exist, and a docstring for all that is public."""
+
+import ast
+import itertools
+import pathlib
+import re
+from urllib.parse import unquote
+
+import nbformat
+import pytest
+import yaml
+from absl import flags
+from test_cli import examples, parse
+
+from realm_jax import cli
+
+ROOT = pathlib.Path(__file__).parent.parent
+DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+NOTEBOOKS = sorted((ROOT / "colab").glob("*.ipynb"))
+LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
+
+
+def name(path):
+  return str(path.relative_to(ROOT))
+
+
+def text_of(path):
+  """A document, or the texts and the code of a notebook."""
+  if path.suffix == ".md":
+    return path.read_text(encoding="utf-8")
+  return "\n\n".join(cell.source for cell in nbformat.read(path, as_version=4).cells)
+
+
+def anchors(text):
+  """What GitHub makes of the headings."""
+  headings = re.findall(r"^#+ (.*)$", re.sub(r"^```.*?^```", "", text, flags=re.MULTILINE | re.DOTALL), re.MULTILINE)
+  return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("path", [*DOCUMENTS, *NOTEBOOKS], ids=name)
+def test_every_link_resolves(path):
+  for link in LINK.findall(text_of(path)):
+    if not link.startswith(("https://", "http://")):
+      target, _, anchor = unquote(link).partition("#")
+      there = (path.parent / target).resolve() if target else path
+      assert there.exists(), link
+      assert not anchor or anchor in anchors(text_of(there)), link
+
+
+def check_flags(verb, arguments):
+  assert verb in cli.VERBS
+  values = flags.FlagValues()
+  cli.load_verb(verb).define_flags(values)
+  for argument in itertools.takewhile(lambda argument: argument != "--", arguments):  # behind it they are Beam's
+    flag = re.match(r"--(\w+)", argument)
+    assert not flag or flag[1] in [*values, "help"], f"realm {verb} {argument}"
+
+
+@pytest.mark.parametrize("path", [path for path in DOCUMENTS if "realm " in text_of(path)], ids=name)
+def test_commands_of_a_document_parse(path, monkeypatch):
+  """Those on lines of their own, with the config that they name; but for those that are shown to fail."""
+  monkeypatch.chdir(ROOT)
+  text = re.sub(r"\s*\\\n\s*", " ", text_of(path))
+  lines = re.findall(r"^(?:\$ )?(realm \w+ .*)$(?!\nrealm \w+: )", text, re.MULTILINE)
+  for verb, *arguments in examples("".join(f"  {line}\n" for line in lines)):
+    check_flags(verb, arguments)
+    if not {"...", "--help"} & set(arguments):  # else it isn't the whole command
+      parse(monkeypatch, verb, *arguments)
+
+
+@pytest.mark.parametrize("path", [*DOCUMENTS, *NOTEBOOKS], ids=name)
+def test_commands_within_the_text_have_flags_that_exist(path):
+  for verb, arguments in re.findall(r"(?:`|^!)realm (\w+)((?: [^`\n]*)?)", text_of(path), re.MULTILINE):
+    check_flags(verb, arguments.split())
+
+
+def test_contributing_names_what_the_files_hold():
+  rows = [line for line in text_of(ROOT / "CONTRIBUTING.md").splitlines() if ".py](" in line and line.startswith("|")]
+  assert len(rows) == 6
+  for row in rows:
+    for cell in row.split("|"):
+      for link in LINK.findall(cell):
+        code = (ROOT / link).read_text(encoding="utf-8")
+        for word in re.findall(r"`(\w+)`", cell):
+          assert re.search(rf"^ *(def|class) {word}\b|^{word}\b", code, re.MULTILINE), f"{word} in {link}"
+
+
+def test_everything_public_has_a_docstring():
+  """All functions and classes of modules. A verb's two functions are explained in `cli.load_verb`."""
+  for path in sorted((ROOT / "realm_jax").rglob("[!_]*.py")):
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    for node in tree.body:
+      if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef) and not node.name.startswith("_"):
+        is_verbs = path.parent.name == "realm_jax" and node.name in ("define_flags", "main")
+        assert ast.get_docstring(node) or is_verbs, f"{name(path)}:{node.lineno}: {node.name}"
+
+
+def test_the_citation_file_has_what_the_format_demands():
+  citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+  assert citation["cff-version"] == "1.2.0" and {"message", "title", "authors"} <= set(citation)
