@@ -168,14 +168,15 @@ def test_sigterm_saves_and_ends_with_a_status_of_its_own(corpus):
 @pytest.mark.slow
 def test_sigterm_to_one_host_saves_and_ends_all(corpus):
   run = corpus.parent / "preempted_two"
-  indexer = realm("refresh_index", f"--workdir={run}", "--quiet", wait=False)
   trainers = train_together(corpus, "preempted_two", "--config.num_steps=100000")
+  indexers = job(lambda flags, options: realm("refresh_index", f"--workdir={run}", "--quiet", *flags, **options))
   try:
     wait_for_step(run, 3, trainers)
-    trainers[1].send_signal(signal.SIGTERM)
-    statuses, outputs = ended(trainers, timeout=100)
-    assert statuses == [75, 75], outputs
-    assert "SIGTERM: saved at step" in outputs[0]
+    for processes in (trainers, indexers):
+      processes[1].send_signal(signal.SIGTERM)
+      statuses, outputs = ended(processes, timeout=100)
+      assert statuses == [75, 75], outputs
+      assert all("SIGTERM: " in output for output in outputs)
   finally:
-    for process in [indexer, *trainers]:
+    for process in [*indexers, *trainers]:
       process.kill()

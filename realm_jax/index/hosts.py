@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import concurrent.futures
+import itertools
 import queue
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -16,6 +17,12 @@ T = TypeVar("T")
 
 _SECONDS = 1.0  # between two signs of life from a host that the others wait for: no collective lasts long
 _PENDING, _DONE, _FAILED, _TIMED_OUT, _EMBED = range(5)
+
+
+class Preempted(RuntimeError):
+  """SIGTERM came: the machine is about to be taken away. All is saved; to be started again."""
+
+  exit_status = 75  # EX_TEMPFAIL of sysexits.h: "the user is invited to retry"
 
 
 class HostError(RuntimeError):
@@ -87,12 +94,15 @@ def embed_together(
 
   Raises:
     HostError: work failed; on the first host its own error is raised.
+    Preempted: SIGTERM came to one of several hosts.
   """
   if jax.process_count() == 1:
     return work(embed)
+  rounds = itertools.count()
   if not is_first():
     nothing = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), abstract_params)
     while True:
+      _end_if_preempted(next(rounds))
       what, begin, end = _tell(_PENDING)
       if what == _EMBED:
         embed(_broadcast(nothing), begin, end)
@@ -107,22 +117,27 @@ def embed_together(
     requests.put((jax.device_get(params), begin, end, reply))
     return reply.result()
 
-  with concurrent.futures.ThreadPoolExecutor(1) as executor:
-    future = executor.submit(work, ask)
-    while not future.done():
-      try:
-        params, begin, end, reply = requests.get(timeout=_SECONDS)
-      except queue.Empty:
-        _tell(_PENDING)
-        continue
-      _tell(_EMBED, begin, end)
-      try:
-        reply.set_result(embed(_broadcast(params), begin, end))
-      except Exception as error:
-        reply.set_exception(error)  # or the thread would wait for ever
-        raise
-    _tell(_DONE if future.exception() is None else _FAILED)
-    return future.result()
+  # No `with`: whoever leaves it early would wait for work that waits for this thread.
+  future = concurrent.futures.ThreadPoolExecutor(1).submit(work, ask)
+  while not future.done():
+    try:
+      params, begin, end, reply = requests.get(timeout=_SECONDS)
+    except queue.Empty:
+      _end_if_preempted(next(rounds))
+      _tell(_PENDING)
+      continue
+    _end_if_preempted(next(rounds))
+    _tell(_EMBED, begin, end)
+    reply.set_result(embed(_broadcast(params), begin, end))
+  _end_if_preempted(next(rounds))
+  _tell(_DONE if future.exception() is None else _FAILED)
+  return future.result()
+
+
+def _end_if_preempted(number: int) -> None:
+  """All hosts ask with the same number; JAX has caught the signal, and lets them hear of it at the same one."""
+  if multihost_utils.reached_preemption_sync_point(number):
+    raise Preempted("SIGTERM: start again to go on")
 
 
 def settle(arrays: Any) -> None:

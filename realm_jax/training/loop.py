@@ -16,7 +16,7 @@ from realm_jax.data.passages import PassageStore
 from realm_jax.data.vocabulary import Vocabulary
 from realm_jax.index import snapshot as snapshots
 from realm_jax.index.host_arrays import HostRows
-from realm_jax.index.hosts import is_first, settle
+from realm_jax.index.hosts import Preempted, is_first, settle
 from realm_jax.index.journal import Adoption
 from realm_jax.index.run_dir import RunDir
 from realm_jax.training.adoption import SnapshotFollower, adoption_settings
@@ -26,7 +26,7 @@ from realm_jax.training.exports import Exports
 from realm_jax.training.joint_adoption import Follower, make_follower
 from realm_jax.training.metrics import MetricsLog
 from realm_jax.training.optimizer import configured_optimizer
-from realm_jax.training.preemption import Preempted, Preemption
+from realm_jax.training.preemption import Preemption
 from realm_jax.training.sharding import ROWS, placed, state_sharding, step_mesh
 from realm_jax.training.stages import Stage, make_stage
 from realm_jax.training.start import abstract_params, initial_params

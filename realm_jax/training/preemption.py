@@ -10,11 +10,7 @@ from collections.abc import Iterator
 import jax
 from jax.experimental import multihost_utils
 
-
-class Preempted(RuntimeError):
-  """The run has been saved and is to be started again."""
-
-  exit_status = 75  # EX_TEMPFAIL of sysexits.h: "the user is invited to retry"
+from realm_jax.index.hosts import Preempted
 
 
 class Preemption:
