@@ -151,7 +151,7 @@ def test_help_of_a_verb_has_its_docstring_and_every_flag(realm, verb, help_flag)
 def examples(text):
   """The command lines of a text, continued ones joined, without comments: [verb, arguments ...]."""
   lines = re.findall(r"^ +realm (.*)$", text.replace("\\\n", " "), re.MULTILINE)
-  return [shlex.split(re.split(r" [>|] |  ", " ".join(line.split(" \\ ")))[0].strip()) for line in lines]
+  return [shlex.split(re.split(r" [>|#] |  ", " ".join(line.split(" \\ ")))[0].strip()) for line in lines]
 
 
 def parse(monkeypatch, verb, *arguments):
