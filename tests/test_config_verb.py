@@ -79,7 +79,7 @@ def test_wrong_use(realm, monkeypatch, arguments, message):
     ("model=3", "--config.model holds several fields; set one of them, such as --config.model.attention=..."),
     ("batch_size=many", "--config.batch_size takes a whole number, such as 4096; 'many' came"),
     ("batch_size=2.5", "--config.batch_size takes a whole number, such as 4096; '2.5' came"),
-    ("model.remat=maybe", "--config.model.remat takes true or false, such as False; 'maybe' came"),
+    ("index.sync=maybe", "--config.index.sync takes true or false, such as False; 'maybe' came"),
     ("optimizer.learning_rate=big", "--config.optimizer.learning_rate takes a number, such as 0.0001; 'big' came"),
   ],
 )

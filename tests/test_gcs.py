@@ -143,3 +143,19 @@ def test_a_corpus_in_a_bucket_is_copied_once(corpus, server, tmp_path, monkeypat
   assert PassageStore("gs://bucket/corpus").path == store.path
   assert server.requests["read"] - reads <= 2  # corpus.json alone
   assert [p.name for p in (tmp_path / "corpora").iterdir()] == [store.content_digest]
+
+
+@pytest.mark.slow
+def test_every_verb_takes_a_bucket(corpus, server, tmp_path):
+  """Starts from a run in a bucket, fine-tunes into another one there, evaluates, asks and inspects it."""
+  first, run = "gs://bucket/first", "gs://bucket/qa"
+  inline = ["--config.index.refresh=inline", "--config.num_steps=2"]
+  train("pretrain", corpus, first, "--config.init=", "--config.num_passages=3", *inline)
+  questions = tmp_path / "questions.jsonl"
+  questions.write_text('{"question": "who discovered radium", "answer": ["Marie Curie", "Curie"]}\n' * 2)
+  train("finetune", corpus, run, f"--config.init={first}", f"--config.questions={questions}", "--config.beam_size=5",
+        "--config.num_passages=2", *inline)  # fmt: skip
+  realm("evaluate", f"--workdir={run}", f"--questions={questions}")
+  assert RunDir(run).files.read(RunDir(run).evaluation / "questions.json") is not None
+  assert '"question": "who?"' in realm("ask", f"--workdir={run}", "--json", "who?")
+  assert "finetune" in realm("inspect", run)
