@@ -54,6 +54,8 @@ def paper_config(stage: str) -> ConfigDict:
   model.layer_norm_epsilon = 1e-12
   model.gelu_is_approximate = True  # its tanh form, as in Google's code; most BERTs at HF have the exact one
   model.retrieval_size = 128
+  model.pooling = "cls"  # what is projected: [CLS] through BERT's pooler, or the mean of all tokens, to start from a
+  # sentence encoder (see model.retriever.Tower)
   model.towers_are_shared = True
   model.projection_layer_norm_epsilon = 1e-12
   model.embedding_dropout_rate = 0.0
@@ -184,6 +186,7 @@ def make_retriever(model: ConfigDict, vocab_size: int) -> Retriever:
     towers_are_shared=model.towers_are_shared,
     layer_norm_epsilon=model.projection_layer_norm_epsilon,
     embedding_dropout_rate=model.embedding_dropout_rate,
+    pooling=model.pooling,
   )
 
 

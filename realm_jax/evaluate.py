@@ -4,6 +4,7 @@
   realm evaluate --workdir=runs/finetune --questions=dev.jsonl --every_checkpoint
   realm evaluate --workdir=runs/finetune --questions=test.jsonl --checkpoint=best
   realm evaluate --workdir=runs/finetune --questions=dev.jsonl --bm25
+  realm evaluate --workdir=runs/finetune --questions=dev.jsonl --retriever=runs/other
   realm evaluate --bm25 --corpus=corpora/mine --questions=dev.jsonl --recall_at=1,5,10,20,50,100
   realm evaluate --predictions=mine.jsonl --questions=dev.jsonl --compare=theirs.jsonl
   realm evaluate --table=runs/ict,runs/pretrain,runs/finetune
@@ -32,7 +33,15 @@ from realm_jax.data.passages import PassageStore
 from realm_jax.data.questions import Question, read_questions, split_name
 from realm_jax.index.bm25 import Bm25
 from realm_jax.index.run_dir import RunDir
-from realm_jax.serving.evaluation import KINDS, RECALL_AT, answer_scores, answerable, longer_than_any_span, summarize
+from realm_jax.serving.evaluation import (
+  KINDS,
+  RECALL_AT,
+  Retrieves,
+  answer_scores,
+  answerable,
+  longer_than_any_span,
+  summarize,
+)
 from realm_jax.serving.evaluation_files import dpr_json, predictions_jsonl, trec_qrels, trec_run
 from realm_jax.serving.evaluation_predictions import read_predictions
 from realm_jax.serving.evaluation_report import make_report
@@ -48,6 +57,9 @@ def define_flags(values: flags.FlagValues) -> None:
     flag_values=values,
   )  # fmt: skip
   flags.DEFINE_bool("bm25", False, "Take BM25's passages; a fine-tuned run's reader reads them.", flag_values=values)
+  flags.DEFINE_string(
+    "retriever", None, "Take the passages of this run's retriever; that of --workdir reads them.", flag_values=values
+  )
   flags.DEFINE_string("corpus", None, "The passage store, where there is no --workdir.", flag_values=values)
   flags.DEFINE_list("recall_at", [str(k) for k in RECALL_AT], "The k of recall@k.", flag_values=values)
   flags.DEFINE_bool(
@@ -131,10 +143,14 @@ def _check(values: flags.FlagValues) -> None:
     )
   if values.workdir and values.corpus:
     raise ValueError("a run is evaluated over its own corpus: give --workdir or --corpus")
-  if values.every_checkpoint and (values.checkpoint or values.predictions or values.bm25):
-    raise ValueError("--every_checkpoint takes them all: leave out --checkpoint, --predictions and --bm25")
-  if values.predictions and (values.report or values.bm25 or values.retrieval_only):
-    raise ValueError("--predictions are scored without passages: leave out --report, --bm25 and --retrieval_only")
+  if values.every_checkpoint and (values.checkpoint or values.predictions or values.bm25 or values.retriever):
+    raise ValueError("--every_checkpoint takes them all: leave out --checkpoint, --predictions, --bm25 and --retriever")
+  if values.predictions and (values.report or values.bm25 or values.retriever or values.retrieval_only):
+    raise ValueError(
+      "--predictions are scored without passages: leave out --report, --bm25, --retriever and --retrieval_only"
+    )
+  if values.retriever and (values.bm25 or not values.workdir):
+    raise ValueError("--retriever finds passages for the reader of --workdir: give that, and leave out --bm25")
   if values.answerable and not (values.corpus or values.workdir):
     raise ValueError("--answerable needs the corpus: give --corpus or --workdir")
   if not all(k.isdecimal() and int(k) > 0 for k in values.recall_at):
@@ -186,11 +202,22 @@ def _evaluate(
 
     open_qa = OpenQA.load(values.workdir, checkpoint)
     facts |= {"params_step": open_qa.snapshot.params_step, "checkpoint": open_qa.step}
-  retriever = open_qa if open_qa and not values.bm25 else Bm25(store)
+  retriever: Retrieves = open_qa if open_qa and not values.bm25 else Bm25(store)
+  if values.retriever:
+    retriever = _other_retriever(values.retriever, store)
   recall_at = sorted({int(k) for k in values.recall_at})
   reader = open_qa if reads else None
   evaluated = evaluate_run(retriever, reader, store, questions, recall_at=recall_at, regex=regex)
   return evaluated, facts | {"outcomes": {kind: evaluated.kinds.count(kind) for kind in KINDS}}
+
+
+def _other_retriever(workdir: str, store: PassageStore) -> Retrieves:
+  from realm_jax.serving.open_qa import OpenQA  # noqa: PLC0415 so that --help is quick
+
+  other = OpenQA.load(workdir, None)
+  if other.store.content_digest != store.content_digest:
+    raise ValueError(f"{workdir} has the corpus {other.store.path}, --workdir {store.path}; they must be the same")
+  return other
 
 
 def result_name(questions: str) -> str:
@@ -205,7 +232,8 @@ def _write(
     evaluated: Evaluated,
 ) -> None:  # fmt: skip
   """The run's files, where there is a run, and the report, where it is asked for."""
-  name = values.name or ("bm25." if values.bm25 else "") + result_name(values.questions)
+  other = "bm25." if values.bm25 else f"{RunDir(values.retriever).path.name}." if values.retriever else ""
+  name = values.name or other + result_name(values.questions)
   if run_dir:
     contents = {
       "json": json.dumps(result, indent=2) + "\n",

@@ -1,6 +1,7 @@
 """The verb evaluate: which questions it reads, and what it calls the result."""
 
 import json
+import pathlib
 import types
 
 import numpy as np
@@ -125,9 +126,24 @@ class Reader:
     return [answers for _ in questions]
 
 
+class OtherRetriever(Reader):
+  """Finds the last passages first, and can't read."""
+
+  def retrieve(self, questions, k):
+    rows = np.arange(len(self.store))[::-1][:k]
+    return np.ones((len(questions), k)), np.tile(rows, (len(questions), 1))
+
+  read = None
+
+
+RUNS = {"run": Reader, "other": OtherRetriever}
+
+
 @pytest.fixture
 def run(files, sample_store, monkeypatch):
-  monkeypatch.setattr(OpenQA, "load", lambda workdir, checkpoint: Reader(sample_store, checkpoint))
+  monkeypatch.setattr(
+    OpenQA, "load", lambda workdir, checkpoint: RUNS[pathlib.Path(workdir).name](sample_store, checkpoint)
+  )
   run_dir = RunDir(files / "run")
   run_dir.write_config({"stage": "finetune", "corpus": str(sample_store.path), "model": {"max_span_width": 10}})
   run_dir.metrics.write_text('{"step": 1, "loss": 2.0}\n')
@@ -183,6 +199,25 @@ def test_the_best_of_every_checkpoint_is_evaluated(run, files, capsys, monkeypat
   assert "--every_checkpoint compares answers: give a fine-tuned run" in capsys.readouterr().err
 
 
+def test_another_run_s_passages_are_read(run, files, sample_store, capsys, monkeypatch):
+  seen, read_as_usual = [], Reader.read
+
+  def read(self, questions, score_BK, passage_id_BK):
+    seen.append((score_BK.tolist(), passage_id_BK.tolist()))
+    return read_as_usual(self, questions, score_BK, passage_id_BK)
+
+  monkeypatch.setattr(Reader, "read", read)
+  command = ["evaluate", f"--workdir={run.path}", f"--questions={files / 'q.jsonl'}", "--retriever=runs/other"]
+  assert cli.run(command) == 0, capsys.readouterr().err
+  last = len(sample_store) - 1
+  assert seen == [([[0.0, 0.0]] * 3, [[last, last - 1]] * 3)]  # another's scores decide nothing
+  assert "other.q.json" in run.files.names(run.evaluation)
+  other_store = types.SimpleNamespace(content_digest="?", path="elsewhere")
+  monkeypatch.setitem(RUNS, "other", lambda store, checkpoint: OtherRetriever(other_store, checkpoint))
+  assert cli.run(command) == 1
+  assert "runs/other has the corpus elsewhere, --workdir" in capsys.readouterr().err
+
+
 def test_retrieval_only_reads_nothing(run, files, capsys):
   command = ["evaluate", f"--workdir={run.path}", f"--questions={files / 'q.jsonl'}", "--retrieval_only"]
   assert cli.run(command) == 0
@@ -198,6 +233,8 @@ def test_retrieval_only_reads_nothing(run, files, capsys):
     (["--questions=q.jsonl"], "give --questions with --workdir"),
     (["--questions=q.jsonl", "--workdir=w", "--corpus=c"], "a run is evaluated over its own corpus"),
     (["--questions=q.jsonl", "--workdir=w", "--bm25", "--every_checkpoint"], "--every_checkpoint takes them all"),
+    (["--questions=q.jsonl", "--workdir=w", "--bm25", "--retriever=o"], "--retriever finds passages for the reader"),
+    (["--questions=q.jsonl", "--bm25", "--corpus=c", "--retriever=o"], "--retriever finds passages for the reader"),
     (["--questions=q.jsonl", "--predictions=p", "--report=r"], "--predictions are scored without passages"),
     (["--questions=q.jsonl", "--predictions=p", "--answerable"], "--answerable needs the corpus"),
     (["--questions=q.jsonl", "--predictions=p", "--recall_at=1,x"], "--recall_at=1,x: give numbers"),

@@ -153,6 +153,9 @@ def test_a_model_that_hf_has_no_word_for_is_refused(tmp_path):
   other = weights._replace(model=weights.model | {"projection_layer_norm_epsilon": 1e-3})
   with pytest.raises(WeightsError, match="has projection_layer_norm_epsilon=0.001 and layer_norm_epsilon=1e-12; HF's"):
     write_hf(tmp_path / "out", other)
+  other = weights._replace(model=weights.model | {"pooling": "mean"})
+  with pytest.raises(WeightsError, match=r"has pooling=mean; HF's classes project \[CLS\] and would compute other"):
+    write_hf(tmp_path / "out", other)
   weights = read(tmp_path, "unknown", embedder())
   with pytest.raises(WeightsError, match="nothing says how many heads .* put a config.json with num_attention_heads"):
     write_hf(tmp_path / "out", weights)

@@ -81,6 +81,44 @@ def test_embedding_is_the_pooled_output_projected_and_normalised(epsilon):
   np.testing.assert_allclose(embedding, expected, rtol=0, atol=1e-5)
 
 
+def tokens_mean(tower_params, packed):
+  """The mean hidden state of each row's tokens, in NumPy."""
+  bert = Bert(VOCAB_SIZE, 12, 2, 2, 16, 8)
+  hidden = np.float64(jax.jit(lambda p: bert.apply({"params": p}, packed))(tower_params["encoder"]))
+  return np.stack([h[: n.sum()].mean(0) for h, n in zip(hidden, packed.is_token)])
+
+
+def test_the_mean_of_the_tokens_is_projected_without_a_pooler():
+  model, packed = tiny_model(pooling="mean"), random_packed(2)
+  params = random_params(make_retriever(model, VOCAB_SIZE))["query_tower"]
+  assert "pooler" not in params["encoder"]
+  p = jax.tree.map(np.float64, params)
+  x = tokens_mean(params, packed) @ p["projection"]["kernel"] + p["projection"]["bias"]
+  expected = (x - x.mean(-1, keepdims=True)) / x.std(-1, keepdims=True)
+  expected = expected * p["layer_norm"]["scale"] + p["layer_norm"]["bias"]
+  np.testing.assert_allclose(embed_alone(make_tower(model, VOCAB_SIZE), params, packed), expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("retrieval_size", [12, 5])
+def test_a_tower_that_takes_the_mean_starts_with_20_times_the_cosine(retrieval_size):
+  retriever = make_retriever(
+    tiny_model(pooling="mean", towers_are_shared=False, retrieval_size=retrieval_size), VOCAB_SIZE
+  )
+  query, passage = random_packed(3), random_packed(4)
+  params = jax.jit(retriever.init)(jax.random.key(0), query, passage)["params"]
+  params["passage_tower"]["encoder"] = params["query_tower"]["encoder"]
+  x, y = (tokens_mean(params["query_tower"], packed)[:, :retrieval_size] for packed in (query, passage))
+  x, y = (z - z.mean(1, keepdims=True) for z in (x, y))
+  cosine = (x @ y.T) / np.outer(np.linalg.norm(x, axis=1), np.linalg.norm(y, axis=1))
+  score = embed(retriever, params, query, "embed_queries") @ embed(retriever, params, passage, "embed_passages").T
+  np.testing.assert_allclose(score, 20 * cosine, rtol=0, atol=1e-4)
+
+
+def test_refuses_an_unknown_pooling():
+  with pytest.raises(ValueError, match="model.pooling='max' is unknown; set it to one of cls, mean"):
+    random_params(make_retriever(tiny_model(pooling="max"), VOCAB_SIZE))
+
+
 def test_shared_towers_have_one_set_of_parameters():
   shared = random_params(make_retriever(tiny_model(), VOCAB_SIZE))
   separate = random_params(make_retriever(tiny_model(towers_are_shared=False), VOCAB_SIZE))

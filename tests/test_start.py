@@ -131,6 +131,27 @@ def assert_reader_starts_from(encoder, params, random):
     assert_same_tree(params["reader"][part], random["reader"][part])
 
 
+def test_a_tower_that_takes_the_mean_starts_from_bert_without_its_pooler(tmp_path, bert_dir):
+  config = tiny_config("ict", pooling="mean")
+  config.init = str(bert_dir)
+  params = initial_params(config, VOCABULARY)
+  encoder = expected_encoder(hf_tensors("bert."), "bert.")
+  assert_same_tree(
+    params["retriever"]["query_tower"]["encoder"], {name: x for name, x in encoder.items() if name != "pooler"}
+  )
+  # A projection is of no use to another pooling.
+  for pooling, other in (("mean", "cls"), ("cls", "mean")):
+    config.model.pooling = pooling
+    run_dir = RunDir(tmp_path / pooling)
+    checkpoints = Checkpoints(run_dir, keep=1)
+    checkpoints.save_params(1, jax.tree.map(lambda x: np.ones(x.shape, x.dtype), abstract_params(config, 13)))
+    checkpoints.close()
+    config.init, config.model.pooling = str(run_dir.path), other
+    message = f"/{pooling} has a retriever with another pooling; set --config.model.pooling={pooling}$"
+    with pytest.raises(ValueError, match=message):
+      initial_params(config, VOCABULARY)
+
+
 def test_the_reader_alone_starts_from_bert(bert_dir):
   config = tiny_config("finetune")
   random = initial_params(config, VOCABULARY)

@@ -88,6 +88,7 @@ def _adopt(source: dict[str, Any], params: dict[str, Any], where: str) -> dict[s
   if "retriever" in params:
     if not query_tower:
       raise ValueError(f"{where} holds no retriever, only {', '.join(source)}; give it as --config.init_reader")
+    _check_pooling(query_tower, params["retriever"]["query_tower"], where)
     if "passage_tower" in towers and "passage_tower" not in params["retriever"]:
       raise ValueError(f"{where} has two towers; set --config.model.towers_are_shared=False to start from it")
     adopted = {"query_tower": query_tower, "passage_tower": towers.get("passage_tower", query_tower)}
@@ -95,20 +96,25 @@ def _adopt(source: dict[str, Any], params: dict[str, Any], where: str) -> dict[s
   if "reader" in params:
     # After ICT only the retriever exists. The reader's encoder starts from the query tower's: both read text.
     reader = source.get("reader") or bert or {"encoder": query_tower["encoder"]}
-    result["reader"] = _replace(params["reader"], reader | {"encoder": _without_pooler(reader["encoder"])})
+    result["reader"] = _replace(params["reader"], reader)
   _check_shapes(result, params, where)
   return result
 
 
+def _check_pooling(source: dict[str, Any], tower: dict[str, Any], where: str) -> None:
+  """A projection belongs to what it was trained to project; a BERT alone has none."""
+  if "projection" in source and ("pooler" in source["encoder"]) != ("pooler" in tower["encoder"]):
+    pooling = "cls" if "pooler" in source["encoder"] else "mean"
+    raise ValueError(f"{where} has a retriever with another pooling; set --config.model.pooling={pooling}")
+
+
 def _replace(params: dict[str, Any], source: dict[str, Any]) -> dict[str, Any]:
-  """Encoder and heads, each whole; but an encoder may come without its pooler."""
+  """Encoder and heads, each whole; but an encoder may come without its pooler, or with one that isn't needed."""
+  if "encoder" not in source:
+    return params | source
   pooler = {name: value for name, value in params["encoder"].items() if name == "pooler"}
-  return params | source | ({"encoder": pooler | source["encoder"]} if "encoder" in source else {})
-
-
-def _without_pooler(encoder: dict[str, Any]) -> dict[str, Any]:
-  """The reader pools nothing."""
-  return {name: value for name, value in encoder.items() if name != "pooler"}
+  encoder = {name: value for name, value in source["encoder"].items() if name != "pooler" or pooler}
+  return params | source | {"encoder": pooler | encoder}
 
 
 def _check_shapes(source: dict[str, Any], params: dict[str, Any], path: str) -> None:

@@ -87,6 +87,11 @@ def write_hf(directory: pathlib.Path, weights: Weights) -> dict[str, str]:
     WeightsError: HF's classes can't describe the model.
   """
   model = weights.complete_model()
+  if names.QUERY_TOWER in weights.parts and model.get("pooling", "cls") != "cls":
+    raise WeightsError(
+      f"{weights.where} has pooling={model['pooling']}; HF's classes project [CLS] and would compute other numbers, so "
+      "this retriever can't be exported: keep it as a run"
+    )
   if model.get("projection_layer_norm_epsilon", model["layer_norm_epsilon"]) != model["layer_norm_epsilon"]:
     raise WeightsError(
       f"{weights.where} has projection_layer_norm_epsilon={model['projection_layer_norm_epsilon']} and "
