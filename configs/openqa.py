@@ -14,11 +14,10 @@ def get_config():
   config.model.dropout_rate = 0.0  # its random numbers cost a third of the step on a CPU
   config.optimizer.corrects_bias = True
   config.query_length = 32
-  config.joint_length = 136
-  config.update(batch_size=32, num_microbatches=4, num_steps=80, num_passages=1, beam_size=100)
-  config.optimizer.learning_rate = 2e-4
-  config.optimizer.retriever_scale = 0.0
-  config.optimizer.warmup_steps = 10
+  config.joint_length = 40
+  config.update(batch_size=32, num_steps=60, num_passages=1, beam_size=100)
+  config.optimizer.learning_rate = 3e-5
+  config.optimizer.warmup_steps = 6
   config.log_every = 10
   config.checkpoint.update(every=50, keep=1)
   config.index.refresh = "inline"  # the passage tower is frozen: it embeds once
