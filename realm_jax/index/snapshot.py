@@ -203,7 +203,7 @@ def load(
   data = run_dir.snapshot(version) / manifest["writer"]
   try:
     if beside_a_loop and manifest["searcher"] == "scann":
-      process = SnapshotProcess(str(data), manifest, patience=0 if is_awaited else 30 + len(store) / 50_000)
+      process = SnapshotProcess(str(data), manifest, steps_back=not is_awaited)
       return Snapshot(version, manifest, process.passage_emb_ND, process)
     emb_ND, searcher = read_data(data, manifest)
   except SnapshotError as error:

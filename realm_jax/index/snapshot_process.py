@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import select
 import subprocess
 import sys
 import tempfile
@@ -31,12 +30,11 @@ class SnapshotProcess:
     passage_emb_ND: [N, D] bfloat16, in a file without a name that both processes map.
   """
 
-  def __init__(self, directory: str, manifest: dict[str, Any], *, patience: float = 0.0):
+  def __init__(self, directory: str, manifest: dict[str, Any], *, steps_back: bool = False):
     """Returns when the snapshot is read and checked; the directory is then no longer needed.
 
     Args:
-      patience: seconds for which it is read only when nothing else wants the cores. Where others take them all, that
-        would last for ever: after that it begins anew, as a process like any other.
+      steps_back: it is read with a low priority.
 
     Raises:
       SnapshotError: a bit of it changed.
@@ -46,11 +44,7 @@ class SnapshotProcess:
     self.num_passages = manifest["num_passages"]
     self._lock = threading.Lock()
     with _nameless_file() as file:
-      self._start(directory, manifest, file, steps_back=patience > 0)
-      assert self._process.stdout is not None
-      if patience and not select.select([self._process.stdout], [], [], patience)[0]:
-        self._end()
-        self._start(directory, manifest, file, steps_back=False)
+      self._start(directory, manifest, file, steps_back=steps_back)
       self._check_read()
       flat = np.memmap(file, np.uint8, "r").view(ml_dtypes.bfloat16)
     self.passage_emb_ND = flat.reshape(self.num_passages, manifest["retrieval_size"])
@@ -73,7 +67,7 @@ class SnapshotProcess:
       pass_fds=[file.fileno()],
       env=os.environ | {"JAX_PLATFORMS": "cpu"},  # the accelerator is the trainer's
     )
-    self._end = weakref.finalize(self, _end, self._process)
+    weakref.finalize(self, _end, self._process)
     self._write(json.dumps(manifest).encode() + b"\n")
 
   def _check_read(self) -> None:

@@ -1,4 +1,4 @@
-"""The process behind `SnapshotProcess`: reads a snapshot when nothing else wants the cores, then answers searches."""
+"""The process behind `SnapshotProcess`: reads a snapshot with a low priority, then answers searches."""
 
 # Only what is light is imported up here, and the rest by `read`, which has stepped back: imports take seconds.
 from __future__ import annotations
@@ -7,6 +7,7 @@ import json
 import os
 import struct
 import sys
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, BinaryIO
 
@@ -43,7 +44,6 @@ def read(directory: str, manifest: dict[str, Any], emb_fd: int) -> tuple[Searche
   try:
     emb_ND, searcher = read_data(epath.Path(directory), manifest)
     with os.fdopen(emb_fd, "wb") as file:
-      file.seek(0)  # an earlier process may have written
       file.write(np.ascontiguousarray(emb_ND).view(np.uint8).data)
   except (SnapshotError, OSError) as error:
     return None, {"kind": "SnapshotError" if isinstance(error, SnapshotError) else "OSError", "message": str(error)}
@@ -51,9 +51,12 @@ def read(directory: str, manifest: dict[str, Any], emb_fd: int) -> tuple[Searche
 
 
 def _step_back() -> None:
-  """Lets this thread, and those that it starts, run only on cores that are idle; with nice(19) they took a sixth."""
-  if hasattr(os, "SCHED_IDLE"):
-    os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
+  """Lets this thread, and those that it starts, have a tenth of a core that others want, and cores that are idle.
+
+  With less (nice(19), SCHED_IDLE) it would not get to the end beside steps that take all cores.
+  """
+  if sys.platform == "linux":  # elsewhere a thread has no priority of its own
+    os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 10)
 
 
 def _answer(searcher: Searcher, header: bytes, queries: BinaryIO, answers: BinaryIO) -> None:
