@@ -3,9 +3,9 @@
   python benchmarks/index.py --num_passages=1000000
 
 Embeddings are clustered random vectors, as trained ones are: centres of norm 1, and passages around them. Recall@8 is
-the share of the exact eight best that ScaNN finds. The step is a loop of matrix products of about 50 ms, on all cores or on all but
---spare_cores. Its times while a snapshot is loaded and adopted are set against its median before that; so are those
-beside a process that shares nothing with it and only hashes, at the priority with which snapshots are read.
+the share of the exact eight best that ScaNN finds. The step is a loop of matrix products of about 50 ms, on all cores or on all
+but --spare_cores. Its times while a snapshot is loaded and adopted are set against its median before that; so are
+those beside a process that shares nothing with it and only hashes, at the priority with which snapshots are read.
 """
 
 from __future__ import annotations
@@ -35,9 +35,7 @@ _NUM_PASSAGES = flags.DEFINE_integer("num_passages", 1_000_000, "N.", 1)
 _SIZE = flags.DEFINE_integer("size", 128, "D.", 1)
 _NUM_QUERIES = flags.DEFINE_integer("num_queries", 1024, "Queries.", 1)
 _SCANN = flags.DEFINE_string("scann", "{}", "Settings that are not to be chosen from N, as JSON.")
-_SPARE_CORES = flags.DEFINE_integer(
-  "spare_cores", 0, "Cores that the step leaves to others, as an accelerator does.", 0
-)
+_SPARE_CORES = flags.DEFINE_integer("spare_cores", 0, "Cores that the step leaves to others.", 0)
 _DIRECTORY = flags.DEFINE_string("directory", None, "Where to write [a temporary directory].")
 
 _HASHING = "import hashlib, os; os.nice(10)\nwhile True: hashlib.sha1(bytes(1 << 24))"
