@@ -3,9 +3,10 @@
   python benchmarks/index.py --num_passages=1000000
 
 Embeddings are clustered random vectors, as trained ones are: centres of norm 1, and passages around them. Recall@8 is
-the share of the exact eight best that ScaNN finds. The step is a loop of matrix products of about 50 ms, on all cores or on all
-but --spare_cores. Its times while a snapshot is loaded and adopted are set against its median before that; so are
-those beside a process that shares nothing with it and only hashes, at the priority with which snapshots are read.
+the share of the exact eight best that ScaNN finds. The step is a loop of matrix products of about 50 ms, on all cores
+or on all but --spare_cores. Its times while a snapshot is loaded and adopted are set against its median before that;
+so are those beside a process that shares nothing with it and only hashes, at the priority with which snapshots are
+read.
 """
 
 from __future__ import annotations

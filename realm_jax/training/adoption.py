@@ -231,6 +231,7 @@ class SnapshotFollower:
       first,
       self._settings.timeout,
       f"a snapshot in {self._run_dir.index}: is realm refresh_index --workdir={self._run_dir.path} running?",
+      poll=self._run_dir.poll,
     )
 
   def _wait_for_params(self, params_step: int) -> Snapshot:
@@ -243,6 +244,7 @@ class SnapshotFollower:
       self._settings.timeout,
       f"the snapshot of step {params_step} in {self._run_dir.index} (index.sync): "
       f"is realm refresh_index --workdir={self._run_dir.path} running?",
+      poll=self._run_dir.poll,
     )
 
   def _load_first(self, versions: Iterable[int]) -> Snapshot | None:
@@ -312,7 +314,7 @@ class SnapshotFollower:
 
   def _look_again_and_again(self) -> None:
     reason = ""
-    while not self._stopped.wait(0.5):
+    while not self._stopped.wait(max(0.5, self._run_dir.poll)):
       try:
         self.look()
         reason = ""
