@@ -47,11 +47,15 @@ realm refresh_index --workdir="$runs/tiny" --once
 }
 finetune finetune --config.init="$runs/before"
 
+# Each retriever's passages, read by realm-tiny, and compared with BM25's question by question.
 for questions in "${dev[@]}"; do
   flags=(--workdir="$runs/tiny" "--questions=$questions" "--recall_at=1,5,20,100" --answerable)
-  realm evaluate "${flags[@]}"
+  name="$(basename "$questions")"
+  name="${name/.jsonl/}"
+  bm25="$runs/tiny/evaluation/bm25.${name/:/.}.predictions.jsonl"
   realm evaluate "${flags[@]}" --bm25
-  realm evaluate "${flags[@]}" --retriever="$runs/before"
-  realm evaluate "${flags[@]}" --retriever="$runs/finetune"
+  realm evaluate "${flags[@]}" --compare="$bm25"
+  realm evaluate "${flags[@]}" --compare="$bm25" --retriever="$runs/before"
+  realm evaluate "${flags[@]}" --compare="$bm25" --retriever="$runs/finetune"
 done
 realm evaluate --table="$runs/tiny"
