@@ -1,6 +1,7 @@
 """The arithmetic of a step against a count of every matrix product in its trace, and against numbers by hand."""
 
 import math
+import types
 
 import jax
 import numpy as np
@@ -8,7 +9,7 @@ import pytest
 
 from realm_jax.config import STAGES, paper_config
 from realm_jax.training.abstract_step import CorpusSize, abstract_batch
-from realm_jax.training.cost import step_time, step_work
+from realm_jax.training.cost import peak_seconds, step_time, step_work
 from realm_jax.training.stages import make_objective
 from realm_jax.training.start import abstract_params
 from realm_jax.training.topology import CHIPS
@@ -89,3 +90,10 @@ def test_time_is_that_of_what_takes_longest():
   np.testing.assert_allclose(times, (0.1, 0.2, 0.01))
   assert (times.bound, times.seconds) == ("memory", times.memory)
   assert step_time(chip, 1e15, 0, 0).bound == "arithmetic" and step_time(chip, 0, 0, 1e12).bound == "interconnect"
+
+
+def test_a_step_at_the_peak_of_its_devices():
+  config = small_config("pretrain")
+  chips = [types.SimpleNamespace(device_kind="TPU v5 lite")] * 8
+  assert peak_seconds(config, 101, 40, chips) == step_work(config, 101, 40).needed / (8 * 197e12)
+  assert peak_seconds(config, 101, 40, jax.devices("cpu")) is None

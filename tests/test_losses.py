@@ -350,3 +350,38 @@ def test_distillation_from_masked_words_matches_numpy(float64, name):
   for flag, found in ((False, per_token), (True, per_example)):
     joint = losses.masked_word_loss(score_BK, gold_log_prob_BKM, weight_BM, per_example=flag)
     np.testing.assert_array_equal(found[1], joint)
+
+
+@pytest.mark.parametrize("per_example", [True, False])
+def test_the_score_gradient_of_masked_words_is_that_of_the_loss(per_example):
+  rng = np.random.default_rng(4)
+  score_BK, gold_BKM = rng.normal(size=(3, 5)), -rng.exponential(size=(3, 5, 4))
+  weight_BM = np.array([[1.0, 1, 1, 0], [1, 0, 0, 0], [1, 1, 1, 1]])
+  found_BK = losses.masked_word_score_gradient(score_BK, gold_BKM, weight_BM, per_example=per_example)
+  for b in range(3):  # a query alone: the mean over masked tokens is over all of a batch
+    row = gold_BKM[b : b + 1], weight_BM[b : b + 1]
+    expected = jax.grad(lambda score, row=row: -losses.masked_word_loss(score, *row, per_example=per_example))(
+      score_BK[b : b + 1]
+    )
+    np.testing.assert_allclose(found_BK[b : b + 1], expected, atol=1e-6)
+  np.testing.assert_allclose(found_BK.sum(1), 0, atol=1e-6)
+  assert np.abs(found_BK).max() > 0.1
+
+
+def test_the_score_gradient_by_hand():
+  """p(z|x) = 1/2 each, p(y|z,x) = 0.9 and 0.3: p(y|x) = 0.6, so that r = (1.5 - 1) / 2 and (0.5 - 1) / 2."""
+  found = losses.score_gradient(np.zeros((1, 2)), np.log([[0.9, 0.3]]))
+  np.testing.assert_allclose(found, [[0.25, -0.25]], atol=1e-6)
+
+
+def test_the_score_gradient_of_an_answer_is_that_of_the_reader_loss():
+  rng = np.random.default_rng(5)
+  score_BK, logit_BKS = rng.normal(size=(3, 4)), rng.normal(size=(3, 4, 6))
+  is_gold_BKS = rng.random((3, 4, 6)) < 0.2
+  is_gold_BKS[0, 0, 0], is_gold_BKS[2] = True, False
+  expected = jax.grad(
+    lambda score: -losses.question_loss(score, np.ones((3, 4), bool), logit_BKS, is_gold_BKS)[1].sum()
+  )(score_BK)
+  found = losses.question_score_gradient(score_BK, logit_BKS, is_gold_BKS)
+  np.testing.assert_allclose(found, expected, atol=1e-6)
+  assert np.abs(found[:2]).max() > 0.1 and not found[2].any()

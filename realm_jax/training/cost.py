@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
+import jax
 from ml_collections import ConfigDict
 
 from realm_jax.model.reader import span_candidates
-from realm_jax.training.topology import Chip
+from realm_jax.training.topology import Chip, peak_flops
 
 
 class Work(NamedTuple):
@@ -97,3 +99,14 @@ class StepTime(NamedTuple):
 def step_time(chip: Chip, flops: float, num_bytes: float, num_bytes_sent: float) -> StepTime:
   """From what one chip computes, reads and writes in its memory, and sends to other chips, in a step."""
   return StepTime(flops / chip.flops, num_bytes / chip.hbm_bandwidth, num_bytes_sent / chip.ici_bandwidth)
+
+
+def peak_seconds(
+  config: ConfigDict, vocab_size: int, passage_length: int, devices: Sequence[jax.Device]
+) -> float | None:
+  """What the needed work of a step takes at the devices' peak: divided by the time it takes, it is the MFU.
+
+  None where the peak is not known, as on a CPU.
+  """
+  peak = peak_flops(devices[0].device_kind)
+  return step_work(config, vocab_size, passage_length).needed / (peak * len(devices)) if peak else None

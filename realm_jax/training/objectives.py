@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from realm_jax.batch import IctBatch, MaskedBatch, QuestionBatch, ReadingBatch
 from realm_jax.model import losses
-from realm_jax.model.reader import Reader, span_candidates
+from realm_jax.model.reader import Reader, span_is_gold
 from realm_jax.model.retriever import Retriever
 
 Objective = Callable[[Any, Any, jax.Array], tuple[jax.Array, dict[str, jax.Array]]]
@@ -110,8 +110,8 @@ def question_objective(retriever: Retriever, reader: Reader, *, retriever_loss: 
     span_logit_BKS = _apply(
       reader, params["reader"], batch.joint_BKJ, batch.is_body_BKJ, key=reader_key, method="span_logit"
     )
-    start_S, end_S = span_candidates(batch.is_body_BKJ.shape[-1], reader.max_span_width)
-    span_is_gold_BKS = ((batch.gold_start_BKA[..., None] == start_S) & (batch.gold_end_BKA[..., None] == end_S)).any(-2)
+    length = batch.is_body_BKJ.shape[-1]
+    span_is_gold_BKS = span_is_gold(batch.gold_start_BKA, batch.gold_end_BKA, length, reader.max_span_width)
     score_BK = beam_score_BR[:, : span_logit_BKS.shape[1]]
     if retriever_loss == "joint":
       retriever_loss_B, reader_loss_B = losses.question_loss(
