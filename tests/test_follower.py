@@ -77,7 +77,7 @@ def test_a_damaged_snapshot_before_which_a_whole_one_stands(growing, sample_stor
 
 
 def test_a_run_that_can_not_be_read_is_tried_again(growing, follow, monkeypatch):
-  (run_dir, grow), (follower, now, said) = growing, follow
+  (_, grow), (follower, now, said) = growing, follow
   load = OpenQA.load
 
   def gone(*_, **__):

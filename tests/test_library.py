@@ -1,5 +1,6 @@
 """The library: the examples of its docstring, as they stand there but for the number of steps."""
 
+import json
 import re
 
 import pytest
@@ -61,7 +62,35 @@ def test_a_workdir_is_not_written_twice(runs):
     library.open_qa("runs/finetune", DOCUMENTS, workdir="runs/pretrain")
 
 
+QUESTIONS = [("Who discovered radium?", "Marie and Pierre Curie"), ("Who found neon?", "Ramsay")]
+
+
+def finetune(documents=DOCUMENTS, questions=QUESTIONS, *, workdir="runs/resumed", **settings):
+  settings = {"batch_size": 2, "log_every": 1, "checkpoint.every": 2} | settings
+  return library.finetune("runs/pretrain", documents, questions, workdir=workdir, settings=settings)
+
+
+def test_fine_tuning_goes_on_where_it_was_stopped(runs):
+  finetune(num_steps=2)
+  run_dir = RunDir("runs/resumed")
+  first = run_dir.metrics.read_text()
+  again = finetune(num_steps=2)  # done: nothing is trained
+  assert again.step == 2 and run_dir.metrics.read_text() == first
+  assert finetune(num_steps=4).step == 4
+  lines = run_dir.metrics.read_text().splitlines(keepends=True)
+  assert "".join(lines[:2]) == first and [json.loads(line)["step"] for line in lines] == [1, 2, 3, 4]
+  assert run_dir.is_done()
+  for others in ({"documents": DOCUMENTS[:1]}, {"questions": QUESTIONS[:1]}):
+    with pytest.raises(FileExistsError, match="holds others than those given; give the same ones to go on, or another"):
+      finetune(**others, num_steps=4)
+  with pytest.raises(ValueError, match="belongs to a run with batch_size=2, now it is 1"):
+    finetune(num_steps=4, batch_size=1)
+  with pytest.raises(FileExistsError, match="runs/pretrain is in use"):
+    finetune(workdir="runs/pretrain")
+
+
 def test_documents_without_text_are_refused(runs):
   with pytest.raises(ValueError, match="empty corpus"):
     library.open_qa("runs/finetune", [("Radium", "")], workdir="runs/empty")
-  library.open_qa("runs/finetune", DOCUMENTS, workdir="runs/empty")  # nothing stands in the way
+  with pytest.raises(FileExistsError, match="runs/empty/documents.jsonl holds others than those given"):
+    library.open_qa("runs/finetune", DOCUMENTS, workdir="runs/empty")

@@ -25,9 +25,8 @@ class MetricsLog:
       self, run_dir: RunDir, *, first_step: int, num_steps: int, every: int, stage: str,
       writers: Sequence[MetricsWriter] = (), peak_seconds: float | None = None,
   ):  # fmt: skip
-    """Args:
-    every: steps between two lines.
-    writers: get the same lines.
+    """every: steps between two lines; writers get them too.
+
     peak_seconds: what a step takes at the devices' peak (see `cost.peak_seconds`), for "mfu".
     """
     self._writers, self._peak_seconds = writers, peak_seconds
