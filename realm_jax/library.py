@@ -104,7 +104,7 @@ def finetune(
     raise FileExistsError(_in_use(workdir))
   store = _own_corpus(run_dir, documents, PassageStore(source.corpus))
   lines = ({"question": question, "answer": [answer]} for question, answer in questions)
-  _write_lines(run_dir, "questions.jsonl", lines)
+  _write_lines(run_dir, "questions.jsonl", lines, is_used=run_dir.config.exists())
   config = paper_config("finetune")
   config.model.update(source.model)
   config.model.towers_are_shared = False
@@ -122,9 +122,9 @@ def finetune(
 
 def _own_corpus(run_dir: RunDir, documents: Iterable[tuple[str, str]], like: PassageStore) -> PassageStore:
   """A corpus of the documents below the run, with the vocabulary and passage length of another; made once."""
-  lines = ({"id": str(i), "title": title, "text": text} for i, (title, text) in enumerate(documents))
-  articles = _write_lines(run_dir, "documents.jsonl", lines)
   path = run_dir.path / "corpus"
+  lines = ({"id": str(i), "title": title, "text": text} for i, (title, text) in enumerate(documents))
+  articles = _write_lines(run_dir, "documents.jsonl", lines, is_used=path.exists())
   if not path.exists():
     build_passages(
       str(articles), path, vocabulary=like.vocabulary(), passage_length=like.passage_length,
@@ -133,11 +133,13 @@ def _own_corpus(run_dir: RunDir, documents: Iterable[tuple[str, str]], like: Pas
   return PassageStore(path)
 
 
-def _write_lines(run_dir: RunDir, name: str, lines: Iterable[Mapping[str, Any]]) -> epath.Path:
-  """A file of JSON lines; one that is there must be the same."""
+def _write_lines(run_dir: RunDir, name: str, lines: Iterable[Mapping[str, Any]], *, is_used: bool) -> epath.Path:
+  """A file of JSON lines; one that something was made of must be the same."""
   path, text = run_dir.path / name, "".join(json.dumps(line) + "\n" for line in lines)
-  run_dir.path.mkdir(parents=True, exist_ok=True)
-  if not run_dir.files.create(path, text) and run_dir.files.read(path) != text.encode():
+  if not is_used:
+    run_dir.path.mkdir(parents=True, exist_ok=True)
+    run_dir.files.replace(path, text)
+  elif run_dir.files.read(path) != text.encode():
     raise FileExistsError(f"{path} holds others than those given; give the same ones to go on, or another workdir")
   return path
 

@@ -63,7 +63,7 @@ def test_an_answers_directions_are_those_of_the_objective(runs, monkeypatch):
     monkeypatch.setattr(losses, "question_loss", lambda score_BR, *rest: loss_of(score_BR + delta_BR, *rest))
     return objective(open_qa.params, batch, jax.random.key(0))[1]["reader_loss"]
 
-  expected = -jax.grad(reader_loss)(np.zeros(row_BR.shape, np.float32))[0]
+  expected = -jax.jit(jax.grad(reader_loss))(np.zeros(row_BR.shape, np.float32))[0]
   np.testing.assert_allclose([found[i] for i in row_BR[0].tolist()], expected, atol=1e-5)
   assert max(found.values()) > 1e-3 and sum(found.values()) == pytest.approx(0, abs=1e-5)
 
@@ -88,7 +88,7 @@ def test_a_masks_directions_are_those_of_the_objective(runs, monkeypatch, per_ex
     )
     return objective(open_qa.params, batch, jax.random.key(0))[0]
 
-  expected = -jax.grad(loss)(np.zeros((1, k), np.float32))[0]
+  expected = -jax.jit(jax.grad(loss))(np.zeros((1, k), np.float32))[0]
   np.testing.assert_allclose(list(found.values()), expected, atol=1e-5)
   assert max(map(abs, found.values())) > 1e-4
 

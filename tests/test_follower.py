@@ -1,5 +1,6 @@
 """Which checkpoint and index of a growing run are taken into use, and what is left out."""
 
+import pathlib
 import shutil
 
 import pytest
@@ -57,7 +58,9 @@ def test_a_newer_checkpoint_comes_with_its_index(growing, follow, monkeypatch):
 def test_a_damaged_snapshot_is_left_out_with_a_line(growing, follow, capsys):
   (run_dir, grow), (follower, now, said) = growing, follow
   grow("index")
-  path = next(p for p in run_dir.snapshot(2).glob("*/embeddings/**/*") if p.is_file() and p.stat().st_size > 100)
+  path = next(
+    p for p in pathlib.Path(run_dir.snapshot(2)).glob("*/embeddings/**/*") if p.is_file() and p.stat().st_size > 100
+  )
   content = bytearray(path.read_bytes())
   content[-1] ^= 1
   path.write_bytes(content)
