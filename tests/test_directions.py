@@ -72,6 +72,8 @@ def test_an_answers_directions_are_those_of_the_objective(runs, monkeypatch):
 def test_a_masks_directions_are_those_of_the_objective(runs, monkeypatch, per_example):
   open_qa = OpenQA.load(runs["pretrain"].path)
   open_qa.config.marginalize_per_example = per_example
+  # An untrained reader says the same of all passages.
+  open_qa.params = open_qa.params | {"reader": jax.tree.map(lambda x: 4 * x, open_qa.params["reader"])}
   sentence, answer = "[MASK] discovered radium together with her husband.", "Marie Curie"
   queries, k = make_query(open_qa, sentence, answer), open_qa.config.num_passages
   row_BR = open_qa.search(queries, k)[1]
@@ -90,7 +92,7 @@ def test_a_masks_directions_are_those_of_the_objective(runs, monkeypatch, per_ex
 
   expected = -jax.jit(jax.grad(loss))(np.zeros((1, k), np.float32))[0]
   np.testing.assert_allclose(list(found.values()), expected, atol=1e-5)
-  assert max(map(abs, found.values())) > 1e-4
+  assert max(map(abs, found.values())) > 1e-3
 
 
 def test_the_sentences_own_passage_is_not_read(runs):

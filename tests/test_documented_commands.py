@@ -68,7 +68,9 @@ class Command(NamedTuple):
 def commands_of(path):
   """The command lines in the blocks of a document: those behind "$ " if a block has any."""
   found = []
-  for block in re.findall(r"^```(?:bash)?\n(.*?)^```", text_of(path), re.MULTILINE | re.DOTALL):
+  for language, block in re.findall(r"^```(\w*)\n(.*?)^```", text_of(path), re.MULTILINE | re.DOTALL):
+    if language not in ("", "bash"):
+      continue
     lines = re.sub(r"\s*\\\n\s*", " ", block).splitlines() + [""]
     prompt = r"\$ " if any(line.startswith("$ ") for line in lines) else ""
     program = prompt + r"((?:realm \w+|python|bash|pip|curl|gcloud|tfds|export|xprof|tensorboard) .*)"
@@ -147,9 +149,11 @@ def run(world, capsys, monkeypatch):
 
 def test_evaluation(run, world):
   for command in commands("docs/evaluation.md", FAST):
+    if "--table" in command.text:  # of what the commands before have stored, and one more
+      shutil.copytree(world / "runs" / "pretrain" / "evaluation", world / "runs" / "ict" / "evaluation")
     *_, line = run(command).splitlines()
     if "--table" in command.text:
-      assert line.split()[:2] == ["nq", "nq.test"]
+      assert line.split()[0] == "nq"
     else:
       assert json.loads(line)["num_questions"] == 3
   assert (world / "nq.html").stat().st_size > 1000 and (world / "runs" / "nq" / "best.json").exists()
@@ -172,7 +176,7 @@ def test_what_is_shown_of_the_library_is_its_docstring():
   """Which tests/test_library.py runs."""
   blocks = re.findall(r"^```python\n(.*?)^```", text_of(ROOT / "docs" / "inspect.md"), re.MULTILINE | re.DOTALL)
   shown = [line for block in blocks for line in block.splitlines() if line]
-  assert len(shown) > 8
+  assert len(shown) == 8
   assert set(shown) <= {line.strip() for line in library.__doc__.splitlines()}
 
 
@@ -212,9 +216,10 @@ def shell(script, directory, timeout=900):
 @pytest.mark.slow
 def test_the_readmes_loop_on_own_documents(tmp_path):
   """The block as it stands, with few steps."""
+  readme = text_of(ROOT / "README.md")
   (tmp_path / "configs").symlink_to(ROOT / "configs")
   write_texts(tmp_path)
-  block = next(b for b in re.findall(r"^```\n(.*?)^```", text_of(ROOT / "README.md"), re.M | re.S) if "refresh" in b)
+  block = next(b for b in re.findall(r"^```\n(.*?)^```", readme, re.MULTILINE | re.DOTALL) if "realm ask --" in b)
   script, num_replaced = re.subn("--config.num_steps=500", "--config.num_steps=2 --config.batch_size=4", block)
   assert num_replaced == 3 and len(commands("README.md", SLOW)) == 8
   out = shell(script, tmp_path)
