@@ -233,11 +233,22 @@ def _index_use(run_dir: RunDir) -> dict[str, float]:
   """Snapshots adopted, and the mean age of the one in force over all steps."""
   if not run_dir.adoption_steps():
     return {}
-  lines = [json.loads(line) for line in run_dir.metrics.read_text().splitlines()]
+  lines = [line for line in map(_metrics, (run_dir.files.read(run_dir.metrics) or b"").splitlines()) if line]
+  if not lines:
+    return {}
   steps = [line["step"] for line in lines]
   weights = [b - a for a, b in zip([0, *steps], steps)]
   age = sum(line["index_age"] * w for line, w in zip(lines, weights)) / sum(weights)
   return {"snapshots": len(run_dir.adoption_steps()), "mean_index_age": age}
+
+
+def _metrics(line: bytes) -> dict[str, float]:
+  """Of a step with an index; empty where the line is being written, or was when the run was killed."""
+  try:
+    metrics = json.loads(line)
+  except ValueError:
+    return {}
+  return metrics if "index_age" in metrics else {}
 
 
 def format_table(workdirs: list[str]) -> str:

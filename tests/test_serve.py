@@ -347,7 +347,7 @@ def newer_qa(version, step):
 
 
 def wait_until(condition):
-  deadline = time.monotonic() + 20
+  deadline = time.monotonic() + 120
   while not condition():
     assert time.monotonic() < deadline
     time.sleep(0.01)
@@ -360,7 +360,7 @@ def test_what_is_newer_is_taken_into_use_between_requests(serve):
 
   def look(now):
     nonlocal most
-    if not offered.is_set() or now.snapshot.version == 12:
+    if not offered.is_set() or now.snapshot.version == 6:
       return None
     found = newer_qa(now.snapshot.version + 1, now.step + 10)
     alive.add(found)
@@ -373,14 +373,14 @@ def test_what_is_newer_is_taken_into_use_between_requests(serve):
   assert (asked["step"], asked["index_version"]) == (7, 3)
   assert client.get("/api/status").json()["index_age"] == 2.0
   offered.set()
-  wait_until(lambda: client.get("/api/status").json()["index_version"] == 12)
+  wait_until(lambda: client.get("/api/status").json()["index_version"] == 6)
   gc.collect()
   assert len(alive) == 1 and most == 2
   status = client.get("/api/status").json()
-  assert (status["step"], status["index_age"]) == (97, 92.0)
+  assert (status["step"], status["index_age"]) == (37, 32.0)
   for path in ("/api/ask", "/api/search"):
     answered = client.post(path, json={"question": "x"}).json()
-    assert (answered["step"], answered["index_version"]) == (97, 12)
+    assert (answered["step"], answered["index_version"]) == (37, 6)
 
 
 def test_what_can_not_answer_is_not_taken_into_use(serve, capsys):
@@ -392,7 +392,7 @@ def test_what_can_not_answer_is_not_taken_into_use(serve, capsys):
 
   broken.read = fail
   client = serve(look=lambda now: broken, look_every=0.01)
-  assert tried.wait(20)
+  assert tried.wait(120)
   assert client.post("/api/ask", json={"question": "x"}).json()["index_version"] == 3
   wait_until(lambda: "have diverged" in capsys.readouterr().err)
 
