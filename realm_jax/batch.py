@@ -69,12 +69,13 @@ class QuestionBatch(NamedTuple):
   """Question answering: a beam for the retriever, its first K passages for the reader."""
 
   query_BQ: Packed
-  beam_emb_BRD: Array  # float32, frozen embeddings of the retrieved passages
+  beam_emb_BRD: Array  # float32, the index' embeddings of the retrieved passages
   beam_has_answer_BR: Array  # bool
   joint_BKJ: Packed
   is_body_BKJ: Array  # bool, passage tokens, where answers may stand
   gold_start_BKA: Array  # int32, positions of the answers' first tokens, -1 for none
   gold_end_BKA: Array  # int32, positions of the answers' last tokens, -1 for none
+  passage_BKP: Packed | None = None  # the passages that are read, to be embedded anew; None: the index' are taken
 
 
 ReaderBatch = MaskedBatch | QuestionBatch

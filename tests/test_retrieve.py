@@ -162,7 +162,7 @@ def test_question_batch_takes_the_beam_and_reads_its_first(store, vocabulary):
     queries, [["May 1990"], ["a mat", "here"]], np.array([[2, 1, 0], [0, 2, 1]]), snapshot, 2
   )
   np.testing.assert_array_equal(batch.beam_emb_BRD[:, :, 0], [[8, 4, 0], [0, 8, 4]])
-  assert batch.beam_emb_BRD.dtype == np.float32
+  assert batch.beam_emb_BRD.dtype == np.float32 and batch.passage_BKP is None
   np.testing.assert_array_equal(batch.beam_has_answer_BR, [[False, True, False], [True, True, False]])
   bodies = [words_of(vocabulary, text) for _, text in ARTICLES]
   assert spell(vocabulary, batch.joint_BKJ, 0, 1) == f"[CLS] rome was old in [SEP] {bodies[1]} [SEP]"
@@ -172,6 +172,19 @@ def test_question_batch_takes_the_beam_and_reads_its_first(store, vocabulary):
     spans = [(s, e) for s, e in zip(batch.gold_start_BKA[b, k], batch.gold_end_BKA[b, k]) if s >= 0]
     found = [" ".join(vocabulary.tokens[i] for i in batch.joint_BKJ.token_id[b, k, s : e + 1]) for s, e in spans]
     assert found == expected
+
+
+def test_passages_to_be_embedded_anew_are_those_that_are_read(store, vocabulary):
+  queries = question_queries([[2, 7, 3], [2, 8, 3]], [3, 3])
+  retrieved_id_BR = np.array([[2, 1, 0], [0, 2, 1]])
+  batch = BatchAssembler(store, vocabulary, joint_length=24).question_batch(
+    queries, [["x"]] * 2, retrieved_id_BR, snapshot_of(3), 2, trains_passage_tower=True
+  )
+  assert batch.passage_BKP.token_id.shape == (2, 2, store.passage_length)
+  for b, row in enumerate(retrieved_id_BR):
+    for k, i in enumerate(row[:2]):
+      title, body = (words_of(vocabulary, text) for text in ARTICLES[i])
+      assert spell(vocabulary, batch.passage_BKP, b, k) == f"[CLS] {title} [SEP] {body} [SEP]"
 
 
 def test_patterns_mark_what_they_find(store, vocabulary):

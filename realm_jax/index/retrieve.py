@@ -89,13 +89,9 @@ class BatchAssembler:
   def masked_batch(self, queries: QueryBatch, retrieved_id_BR: np.ndarray, num_passages: int) -> MaskedBatch:
     """K = num_passages per query, the null passage among them."""
     passage_id_BK = choose_passages(retrieved_id_BR, queries.passage_id_B, num_passages)
-    flat = passage_id_BK.reshape(-1)
-    passage = pack(
-      self._store.title_tokens(flat), self._store.body_tokens(flat), self._store.passage_length, self._vocabulary
-    )
     return MaskedBatch(
       query_input(queries),
-      _unflatten(passage, passage_id_BK.shape),
+      self._passage_input(passage_id_BK),
       self.joint_input(queries, passage_id_BK),
       queries.mask_position_BM,
       queries.mask_target_BM,
@@ -111,12 +107,14 @@ class BatchAssembler:
     num_passages: int,
     max_answers: int = 16,
     regex: bool = False,
+    trains_passage_tower: bool = False,
   ) -> QuestionBatch:
-    """The beam with its frozen embeddings, and the first K passages to read, with the answers marked.
+    """The beam with the index' embeddings, and the first K passages to read, with the answers marked.
 
     Args:
       max_answers: occurrences marked in a passage, at most.
       regex: answers are regular expressions; marked is what they find in a passage.
+      trains_passage_tower: the K passages come as the passage tower reads them, too.
     """
     rows = zip(answers_B, retrieved_id_BR.tolist())
     beam_has_answer_BR = np.array([self._have_answer(answers, row, regex) for answers, row in rows])
@@ -139,6 +137,7 @@ class BatchAssembler:
       joint_BKJ,
       is_body_BKJ,
       *gold,
+      self._passage_input(passage_id_BK) if trains_passage_tower else None,
     )
 
   def _have_answer(self, answers: Sequence[str], passage_ids: Sequence[int], regex: bool) -> list[bool]:
@@ -151,6 +150,12 @@ class BatchAssembler:
     """An answer of unknown words alone would be "found" at every unknown word, so it is left out."""
     encodings = self._vocabulary.encode(list(answers))
     return [e.token_id for e in encodings if (e.token_id != self._vocabulary.unk_id).any()]
+
+  def _passage_input(self, passage_id_BK: np.ndarray) -> Packed:
+    """[CLS] title [SEP] body [SEP], [B, K, P], as the index embeds it."""
+    flat = passage_id_BK.reshape(-1)
+    title, body = self._store.title_tokens(flat), self._store.body_tokens(flat)
+    return _unflatten(pack(title, body, self._store.passage_length, self._vocabulary), passage_id_BK.shape)
 
   def joint_input(self, queries: QueryBatch, passage_id_BK: np.ndarray) -> Packed:
     """[CLS] query [SEP] body [SEP], [B, K, J]: the reader isn't shown the title."""

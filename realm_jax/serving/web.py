@@ -101,7 +101,7 @@ class Status(BaseModel):
   step: int = Field(description="of the parameters")
   index_version: int
   index_params_step: int = Field(description="step of the parameters that embedded the passages")
-  index_age: float = Field(description="steps since then, on average over the passages")
+  index_age: float = Field(description="how many steps older the passages' embeddings are on average")
   index_searcher: str = Field(description="exact or scann")
   searchers: list[str]
   num_passages: int
@@ -250,7 +250,8 @@ def _status(open_qa: OpenQA, searchers: list[str]) -> Status:
     step=open_qa.step,
     index_version=snapshot.version,
     index_params_step=snapshot.params_step,
-    index_age=snapshot.age(open_qa.step),
+    # Its newest slice was made by this very tower, which in fine-tuning may not have changed since.
+    index_age=snapshot.age(snapshot.params_step),
     index_searcher=snapshot.manifest["searcher"],
     searchers=searchers,
     num_passages=len(open_qa.store),

@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 from realm_jax.batch import IctBatch, MaskedBatch, Packed, QuestionBatch, ReadingBatch
 from realm_jax.training.optimizer import configured_optimizer
 from realm_jax.training.sharding import ROWS, placed, state_sharding, step_mesh
-from realm_jax.training.stages import FROZEN, make_objective
+from realm_jax.training.stages import frozen_parameters, make_objective
 from realm_jax.training.start import abstract_params
 from realm_jax.training.step import TrainState, init_state, train_step
 
@@ -67,6 +67,7 @@ def abstract_batch(config: ConfigDict, corpus: CorpusSize) -> Any:
     array(num_read, joint, dtype=np.bool_),
     array(num_read, _NUM_ANSWERS),
     array(num_read, _NUM_ANSWERS),
+    packed(num_read, corpus.passage_length) if config.trains_passage_tower else None,
   )
 
 
@@ -82,7 +83,7 @@ class AbstractStep(NamedTuple):
 def lower_step(config: ConfigDict, corpus: CorpusSize, devices: Sequence[jax.Device]) -> AbstractStep:
   """Traces the train step that the loop runs; raises ValueError where the devices don't suit the config."""
   mesh = step_mesh(config, devices)
-  optimizer = configured_optimizer(config, FROZEN.get(config.stage, ()))
+  optimizer = configured_optimizer(config, frozen_parameters(config))
   params = abstract_params(config, corpus.vocab_size)
   state = jax.eval_shape(lambda params: init_state(params, optimizer), params)
 

@@ -99,6 +99,9 @@ def masked_word_objective(
 def question_objective(retriever: Retriever, reader: Reader, *, retriever_loss: str = "joint") -> Objective:
   """Fine-tuning: early retriever loss over the beam, reader loss over the spans of the first K passages.
 
+  A batch with `passage_BKP` has these K scored with current parameters, so that the passage tower learns; the rest of
+  the beam keeps the index' embeddings, which get no gradient.
+
   Args:
     retriever_loss: the retriever learns from both ("joint"), or from one of losses.RETRIEVER_LOSSES over K passages.
   """
@@ -106,7 +109,15 @@ def question_objective(retriever: Retriever, reader: Reader, *, retriever_loss: 
   def objective(params, batch: QuestionBatch, key: jax.Array):
     query_key, reader_key = jax.random.split(key)
     query_emb_BD = _apply(retriever, params["retriever"], batch.query_BQ, key=query_key, method="embed_queries")
-    beam_score_BR = jnp.einsum("bd,brd->br", query_emb_BD, batch.beam_emb_BRD)
+    beam_emb_BRD = batch.beam_emb_BRD
+    if batch.passage_BKP is not None:
+      # Folded in, for a third part of the split would change the dropout of all runs whose tower is frozen.
+      passage_key = jax.random.fold_in(key, 2)
+      fresh_emb_BKD = _apply(
+        retriever, params["retriever"], batch.passage_BKP, key=passage_key, method="embed_passages"
+      )
+      beam_emb_BRD = jnp.concatenate([fresh_emb_BKD, beam_emb_BRD[:, fresh_emb_BKD.shape[1] :]], 1)
+    beam_score_BR = jnp.einsum("bd,brd->br", query_emb_BD, beam_emb_BRD)
     span_logit_BKS = _apply(
       reader, params["reader"], batch.joint_BKJ, batch.is_body_BKJ, key=reader_key, method="span_logit"
     )
