@@ -153,7 +153,7 @@ def test_fine_tuning_of_both_towers_refreshes_the_index(pretrained, corpus):
   run = corpus.parent / "both"
   flags = [
       f"--config.init={start}", "--config.beam_size=10", f"--config.questions={SAMPLE_QUESTIONS['train']}",
-      "--config.trains_passage_tower=True", "--config.index.export_every=2", "--config.index.refresh=inline",
+      "--config.trains_passage_tower=True", "--config.reads_null_passage=True", "--config.index.export_every=2", "--config.index.refresh=inline",
   ]  # fmt: skip
   train("finetune", corpus, run, *flags, "--config.num_steps=5")
   assert RunDir(run).adoption_steps() == [0, 2, 4]
@@ -162,3 +162,5 @@ def test_fine_tuning_of_both_towers_refreshes_the_index(pretrained, corpus):
   assert tree_digest(towers[0]["query_tower"]) != tree_digest(towers[1]["passage_tower"])
   open_qa = OpenQA.load(run)  # which takes no snapshot but that of the newest checkpoint's own tower
   assert (open_qa.step, open_qa.snapshot.params_step) == (5, 5)
+  assert all(0 < line["null_mass"] < 1 for line in lines_of(run))
+  assert 0 < open_qa.answer(["Who discovered radium?"])[0].null_probability < 1

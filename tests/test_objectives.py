@@ -364,6 +364,42 @@ def test_passage_tower_learns_from_the_passages_that_are_read(name, retriever, r
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-6), found, expected)
 
 
+def test_the_null_passage_is_right_where_no_passage_has_a_gold_span(retriever, reader, params, question_batch):
+  """Slot 0 is the null passage with one span: the second question's gold. The early loss does not see it."""
+  null_BP = Packed(
+    np.array([[CLS, SEP, SEP]] * 2, np.int32), np.array([[0, 0, 1]] * 2, np.int32), np.ones((2, 3), bool)
+  )
+  gold = {
+    name: np.insert(getattr(question_batch, name), 0, [[-1, -1], [4, -1]], axis=1)
+    for name in ("gold_start_BKA", "gold_end_BKA")
+  }
+  gold["gold_start_BKA"][1, 1:] = gold["gold_end_BKA"][1, 1:] = -1
+  is_body_BKJ = np.insert(question_batch.is_body_BKJ, 0, np.arange(9) == 4, axis=1)
+  batch = question_batch._replace(
+    joint_BKJ=random_packed((2, 3), 9, seed=11), is_body_BKJ=is_body_BKJ, null_BP=null_BP, **gold
+  )
+  loss, metrics, grads = loss_and_gradient(question_objective_once(retriever, reader), params, batch)
+
+  beam_score_BR, span_logit_BKS = question_parts(retriever, reader, params, batch)
+  query_emb_BD = np.float64(apply(retriever, "embed_queries", params["retriever"], batch.query_BQ))
+  null_emb_BD = np.float64(apply(retriever, "embed_passages", params["retriever"], null_BP))
+  score_BK = np.concatenate([(query_emb_BD * null_emb_BD).sum(1, keepdims=True), beam_score_BR[:, :2]], 1)
+  start_S, end_S = span_candidates(9, 3)
+  spans = list(zip(start_S.tolist(), end_S.tolist()))
+  prob_BKS = np.array([softmax(logit_KS + score_K[:, None]) for logit_KS, score_K in zip(span_logit_BKS, score_BK)])
+  first = (
+    prob_BKS[0, 1, spans.index((4, 5))] + prob_BKS[0, 2, spans.index((5, 6))] + prob_BKS[0, 2, spans.index((7, 7))]
+  )
+  reader_loss = -(np.log(first) + np.log(prob_BKS[1, 0, spans.index((4, 4))])) / 2
+  np.testing.assert_allclose(metrics["reader_loss"], reader_loss, rtol=1e-5)
+  retriever_loss = -np.log(softmax(beam_score_BR[0])[[0, 3]].sum()) / 2
+  np.testing.assert_allclose(loss, reader_loss + retriever_loss, rtol=1e-5)
+  np.testing.assert_allclose(metrics["null_mass"], prob_BKS[:, 0].sum(1).mean(), rtol=1e-4)
+  assert 0.01 < metrics["null_mass"] < 0.99
+  assert metrics["reader_oracle"] == 0.5  # an answer is a passage's
+  assert_reaches(grads, but=("passage_tower", "masked_word_head"))
+
+
 def test_questions_without_a_hit_give_no_gradient(retriever, reader, params, question_batch):
   nothing = np.full_like(question_batch.gold_start_BKA, -1)
   batch = question_batch._replace(

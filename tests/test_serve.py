@@ -108,6 +108,7 @@ def test_the_api_answers_what_the_library_does(open_qa, serve):
       "probability": pytest.approx(answer.probability), "retrieval_score": pytest.approx(answer.retrieval_score),
       "reader_score": pytest.approx(answer.reader_score),
     }  # fmt: skip
+  assert result["null_probability"] is None  # this run doesn't read the null passage
   assert result["latency"]["search_ms"] > 0 and result["latency"]["reading_ms"] > 0
   one = client.post("/api/ask", json={"question": question, "num_answers": 1}).json()
   assert (one["answer"], one["evidence"]) == (result["answer"], result["evidence"][:1])

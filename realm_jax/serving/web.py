@@ -90,6 +90,9 @@ class AskResponse(BaseModel):
 
   answer: str
   probability: float
+  null_probability: float | None = Field(
+    description="that no passage read holds an answer, as the null passage says; null: the run does not read that"
+  )
   evidence: list[ReadPassage] = Field(description="the passages that were read, best answer first")
   latency: Latency
 
@@ -123,6 +126,7 @@ class _Kind(NamedTuple):
 class _Result(NamedTuple):
   passages: list[Any]
   latency: Latency
+  null_probability: float | None
 
 
 def create_app(
@@ -178,6 +182,7 @@ def create_app(
     return AskResponse(
       answer=best.text[best.start : best.end],
       probability=best.probability,
+      null_probability=read.null_probability,
       evidence=read.passages[: request.num_answers],
       latency=read.latency,
     )
@@ -218,7 +223,10 @@ def _answer(open_qa: OpenQA, kind: _Kind, questions: list[str]) -> list[_Result]
   score_BK, passage_id_BK = open_qa.retrieve(questions, k, exact=kind.exact)
   searched = time.perf_counter()
   passages: list[list[Any]]
+  null_probabilities: list[float | None] = [None] * len(questions)
   if kind.reads:
+    read = open_qa.read(questions, score_BK, passage_id_BK)
+    null_probabilities = [answers[0].null_probability for answers in read]
     passages = [
       [
         ReadPassage(
@@ -228,7 +236,7 @@ def _answer(open_qa: OpenQA, kind: _Kind, questions: list[str]) -> list[_Result]
         for a in answers
         if math.isfinite(a.retrieval_score)
       ]
-      for answers in open_qa.read(questions, score_BK, passage_id_BK)
+      for answers in read
     ]  # fmt: skip
   else:
     passages = [
@@ -240,7 +248,7 @@ def _answer(open_qa: OpenQA, kind: _Kind, questions: list[str]) -> list[_Result]
       for score_K, passage_id_K in zip(score_BK.tolist(), passage_id_BK.tolist())
     ]
   latency = Latency(search_ms=1000 * (searched - begin), reading_ms=1000 * (time.perf_counter() - searched))
-  return [_Result(found, latency) for found in passages]
+  return [_Result(found, latency, probability) for found, probability in zip(passages, null_probabilities)]
 
 
 def _status(open_qa: OpenQA, searchers: list[str]) -> Status:

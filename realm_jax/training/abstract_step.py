@@ -59,15 +59,17 @@ def abstract_batch(config: ConfigDict, corpus: CorpusSize) -> Any:
   if config.stage == "pretrain":
     return MaskedBatch(packed(query), packed(num_read, corpus.passage_length), packed(num_read, joint), *masks)
   beam_size = min(config.beam_size, corpus.num_passages)
+  num_joint = num_read + config.reads_null_passage
   return QuestionBatch(
     packed(query),
     array(beam_size, config.model.retrieval_size, dtype=np.float32),
     array(beam_size, dtype=np.bool_),
-    packed(num_read, joint),
-    array(num_read, joint, dtype=np.bool_),
-    array(num_read, _NUM_ANSWERS),
-    array(num_read, _NUM_ANSWERS),
+    packed(num_joint, joint),
+    array(num_joint, joint, dtype=np.bool_),
+    array(num_joint, _NUM_ANSWERS),
+    array(num_joint, _NUM_ANSWERS),
     packed(num_read, corpus.passage_length) if config.trains_passage_tower else None,
+    packed(3) if config.reads_null_passage else None,
   )
 
 

@@ -100,7 +100,7 @@ def question_objective(retriever: Retriever, reader: Reader, *, retriever_loss: 
   """Fine-tuning: early retriever loss over the beam, reader loss over the spans of the first K passages.
 
   A batch with `passage_BKP` has these K scored with current parameters, so that the passage tower learns; the rest of
-  the beam keeps the index' embeddings, which get no gradient.
+  the beam keeps the index' embeddings, which get no gradient. One with `null_BP` has the null passage read in slot 0.
 
   Args:
     retriever_loss: the retriever learns from both ("joint"), or from one of losses.RETRIEVER_LOSSES over K passages.
@@ -123,10 +123,18 @@ def question_objective(retriever: Retriever, reader: Reader, *, retriever_loss: 
     )
     start_S, end_S = span_candidates(batch.is_body_BKJ.shape[-1], reader.max_span_width)
     span_is_gold_BKS = ((batch.gold_start_BKA[..., None] == start_S) & (batch.gold_end_BKA[..., None] == end_S)).any(-2)
-    score_BK = beam_score_BR[:, : span_logit_BKS.shape[1]]
+    parts = {}
+    if batch.null_BP is None:
+      score_BK, is_answer_BKS = beam_score_BR[:, : span_logit_BKS.shape[1]], span_is_gold_BKS
+    else:
+      null_score_B = _score_null(retriever, params["retriever"], batch, query_emb_BD, jax.random.fold_in(key, 3))
+      score_BK = jnp.insert(beam_score_BR[:, : span_logit_BKS.shape[1] - 1], 0, null_score_B, axis=1)
+      is_answer_BKS = span_is_gold_BKS.at[:, 0].set(False)
+      joint_prob_BX = jax.nn.softmax((span_logit_BKS + score_BK[..., None]).reshape(len(score_BK), -1))
+      parts["null_mass"] = joint_prob_BX[:, : span_logit_BKS.shape[2]].sum(1).mean()
     if retriever_loss == "joint":
       retriever_loss_B, reader_loss_B = losses.question_loss(
-        beam_score_BR, batch.beam_has_answer_BR, span_logit_BKS, span_is_gold_BKS
+        beam_score_BR, batch.beam_has_answer_BR, score_BK, span_logit_BKS, span_is_gold_BKS
       )
     else:
       retriever_loss_B, reader_loss_B = losses.separate_question_loss(
@@ -136,16 +144,27 @@ def question_objective(retriever: Retriever, reader: Reader, *, retriever_loss: 
     # Before fine-tuning is done, the prediction is the best span of all passages.
     joint_BX = (span_logit_BKS + score_BK[..., None]).reshape(len(score_BK), -1)
     best_B1 = joint_BX.argmax(1, keepdims=True)
-    is_exact_B = jnp.take_along_axis(span_is_gold_BKS.reshape(joint_BX.shape), best_B1, 1)
-    return loss, {
+    is_exact_B = jnp.take_along_axis(is_answer_BKS.reshape(joint_BX.shape), best_B1, 1)
+    return loss, parts | {
       "loss": loss,
       "retriever_loss": retriever_loss_B.mean(),
       "reader_loss": reader_loss_B.mean(),
       "token_exact_match": is_exact_B.mean(),
-      "reader_oracle": span_is_gold_BKS.any((1, 2)).mean(),
+      "reader_oracle": is_answer_BKS.any((1, 2)).mean(),
     }
 
   return objective
+
+
+def _score_null(retriever: Retriever, params, batch: QuestionBatch, query_emb_BD: jax.Array, key) -> jax.Array:
+  """Scores of the null passage, [B]; by a frozen tower without dropout, as the index has those of the other ones."""
+  null_emb_BD: Any
+  if batch.passage_BKP is not None:
+    null_emb_BD = _apply(retriever, params, batch.null_BP, key=key, method="embed_passages")
+  else:
+    fixed = jax.lax.stop_gradient(params)
+    null_emb_BD = retriever.apply({"params": fixed}, batch.null_BP, method="embed_passages")
+  return jnp.einsum("bd,bd->b", query_emb_BD, null_emb_BD)
 
 
 def in_microbatches(

@@ -65,9 +65,11 @@ def make_objective(config: ConfigDict, vocab_size: int) -> Objective:
   """The objective of the config's stage.
 
   Raises:
-    ValueError: an unknown retriever_loss, or one for a stage that has none.
+    ValueError: an unknown retriever_loss, or a field for a stage that has no use for it.
   """
   name = config.retriever_loss
+  if config.reads_null_passage and config.stage != "finetune":
+    raise ValueError(f"reads_null_passage is for finetune; leave it at False for {config.stage}")
   if name not in ("joint", *RETRIEVER_LOSSES):
     raise ValueError(f"unknown retriever_loss {name!r}; there are joint, {', '.join(RETRIEVER_LOSSES)}")
   if name != "joint" and config.stage not in ("pretrain", "finetune"):
@@ -161,7 +163,7 @@ def make_stage(
     answers_B = [questions[i].answers for i in queries.question_id_B]
     return assembler.question_batch(
         queries, answers_B, retrieved_id_BR, index, config.num_passages, regex=regex,
-        trains_passage_tower=config.trains_passage_tower,
+        trains_passage_tower=config.trains_passage_tower, reads_null_passage=config.reads_null_passage,
     )  # fmt: skip
 
   return Stage(
