@@ -153,7 +153,8 @@ def test_fine_tuning_of_both_towers_refreshes_the_index(pretrained, corpus):
   run = corpus.parent / "both"
   flags = [
       f"--config.init={start}", "--config.beam_size=10", f"--config.questions={SAMPLE_QUESTIONS['train']}",
-      "--config.trains_passage_tower=True", "--config.reads_null_passage=True", "--config.index.export_every=2", "--config.index.refresh=inline",
+      "--config.trains_passage_tower=True", "--config.reads_null_passage=True", "--config.index.export_every=2",
+      "--config.index.refresh=inline",
   ]  # fmt: skip
   train("finetune", corpus, run, *flags, "--config.num_steps=5")
   assert RunDir(run).adoption_steps() == [0, 2, 4]

@@ -142,7 +142,8 @@ class BatchAssembler:
       beam_has_answer_BR,
       joint_BKJ,
       is_body_BKJ,
-      *gold,
+      gold_start_BKA=gold[0],
+      gold_end_BKA=gold[1],
       passage_BKP=self._passage_input(passage_id_BK) if trains_passage_tower else None,
       null_BP=self.null_input(len(passage_id_BK)) if reads_null_passage else None,
     )
