@@ -163,5 +163,5 @@ def test_fine_tuning_of_both_towers_refreshes_the_index(pretrained, corpus):
   assert tree_digest(towers[0]["query_tower"]) != tree_digest(towers[1]["passage_tower"])
   open_qa = OpenQA.load(run)  # which takes no snapshot but that of the newest checkpoint's own tower
   assert (open_qa.step, open_qa.snapshot.params_step) == (5, 5)
-  assert all(0 < line["null_mass"] < 1 for line in lines_of(run))
+  assert all(0 < line["null_probability"] < 1 for line in lines_of(run))
   assert 0 < open_qa.answer(["Who discovered radium?"])[0].null_probability < 1

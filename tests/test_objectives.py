@@ -394,8 +394,8 @@ def test_the_null_passage_is_right_where_no_passage_has_a_gold_span(retriever, r
   np.testing.assert_allclose(metrics["reader_loss"], reader_loss, rtol=1e-5)
   retriever_loss = -np.log(softmax(beam_score_BR[0])[[0, 3]].sum()) / 2
   np.testing.assert_allclose(loss, reader_loss + retriever_loss, rtol=1e-5)
-  np.testing.assert_allclose(metrics["null_mass"], prob_BKS[:, 0].sum(1).mean(), rtol=1e-4)
-  assert 0.01 < metrics["null_mass"] < 0.99
+  np.testing.assert_allclose(metrics["null_probability"], prob_BKS[:, 0].sum(1).mean(), rtol=1e-4)
+  assert 0.01 < metrics["null_probability"] < 0.99
   assert metrics["reader_oracle"] == 0.5  # an answer is a passage's
   assert_reaches(grads, but=("passage_tower", "masked_word_head"))
 

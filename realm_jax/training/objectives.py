@@ -109,29 +109,14 @@ def question_objective(retriever: Retriever, reader: Reader, *, retriever_loss: 
   def objective(params, batch: QuestionBatch, key: jax.Array):
     query_key, reader_key = jax.random.split(key)
     query_emb_BD = _apply(retriever, params["retriever"], batch.query_BQ, key=query_key, method="embed_queries")
-    beam_emb_BRD = batch.beam_emb_BRD
-    if batch.passage_BKP is not None:
-      # Folded in, for a third part of the split would change the dropout of all runs whose tower is frozen.
-      passage_key = jax.random.fold_in(key, 2)
-      fresh_emb_BKD = _apply(
-        retriever, params["retriever"], batch.passage_BKP, key=passage_key, method="embed_passages"
-      )
-      beam_emb_BRD = jnp.concatenate([fresh_emb_BKD, beam_emb_BRD[:, fresh_emb_BKD.shape[1] :]], 1)
-    beam_score_BR = jnp.einsum("bd,brd->br", query_emb_BD, beam_emb_BRD)
+    # Folded in, for a third part of the split would change the dropout of all runs whose tower is frozen.
+    passage_key = jax.random.fold_in(key, 2)
+    beam_score_BR, score_BK = _question_scores(retriever, params["retriever"], batch, query_emb_BD, passage_key)
     span_logit_BKS = _apply(
       reader, params["reader"], batch.joint_BKJ, batch.is_body_BKJ, key=reader_key, method="span_logit"
     )
     start_S, end_S = span_candidates(batch.is_body_BKJ.shape[-1], reader.max_span_width)
     span_is_gold_BKS = ((batch.gold_start_BKA[..., None] == start_S) & (batch.gold_end_BKA[..., None] == end_S)).any(-2)
-    parts = {}
-    if batch.null_BP is None:
-      score_BK, is_answer_BKS = beam_score_BR[:, : span_logit_BKS.shape[1]], span_is_gold_BKS
-    else:
-      null_score_B = _score_null(retriever, params["retriever"], batch, query_emb_BD, jax.random.fold_in(key, 3))
-      score_BK = jnp.insert(beam_score_BR[:, : span_logit_BKS.shape[1] - 1], 0, null_score_B, axis=1)
-      is_answer_BKS = span_is_gold_BKS.at[:, 0].set(False)
-      joint_prob_BX = jax.nn.softmax((span_logit_BKS + score_BK[..., None]).reshape(len(score_BK), -1))
-      parts["null_mass"] = joint_prob_BX[:, : span_logit_BKS.shape[2]].sum(1).mean()
     if retriever_loss == "joint":
       retriever_loss_B, reader_loss_B = losses.question_loss(
         beam_score_BR, batch.beam_has_answer_BR, score_BK, span_logit_BKS, span_is_gold_BKS
@@ -144,6 +129,10 @@ def question_objective(retriever: Retriever, reader: Reader, *, retriever_loss: 
     # Before fine-tuning is done, the prediction is the best span of all passages.
     joint_BX = (span_logit_BKS + score_BK[..., None]).reshape(len(score_BK), -1)
     best_B1 = joint_BX.argmax(1, keepdims=True)
+    parts, is_answer_BKS = {}, span_is_gold_BKS
+    if batch.null_BP is not None:  # its span is no answer
+      is_answer_BKS = span_is_gold_BKS.at[:, 0].set(False)
+      parts["null_probability"] = jax.nn.softmax(joint_BX)[:, : len(start_S)].sum(1).mean()
     is_exact_B = jnp.take_along_axis(is_answer_BKS.reshape(joint_BX.shape), best_B1, 1)
     return loss, parts | {
       "loss": loss,
@@ -156,15 +145,26 @@ def question_objective(retriever: Retriever, reader: Reader, *, retriever_loss: 
   return objective
 
 
-def _score_null(retriever: Retriever, params, batch: QuestionBatch, query_emb_BD: jax.Array, key) -> jax.Array:
-  """Scores of the null passage, [B]; by a frozen tower without dropout, as the index has those of the other ones."""
+def _question_scores(
+  retriever: Retriever, params, batch: QuestionBatch, query_emb_BD: jax.Array, key: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+  """Scores of the beam, [B, R], and of the passages that are read, [B, K]: the beam's first, after the null passage."""
+  beam_emb_BRD, passage_BKP, null_BP = batch.beam_emb_BRD, batch.passage_BKP, batch.null_BP
+  passage_key, null_key = jax.random.split(key)
+  if passage_BKP is not None:
+    fresh_emb_BKD = _apply(retriever, params, passage_BKP, key=passage_key, method="embed_passages")
+    beam_emb_BRD = jnp.concatenate([fresh_emb_BKD, beam_emb_BRD[:, fresh_emb_BKD.shape[1] :]], 1)
+  beam_score_BR = jnp.einsum("bd,brd->br", query_emb_BD, beam_emb_BRD)
+  num_read = batch.joint_BKJ.token_id.shape[1]
+  if null_BP is None:
+    return beam_score_BR, beam_score_BR[:, :num_read]
   null_emb_BD: Any
-  if batch.passage_BKP is not None:
-    null_emb_BD = _apply(retriever, params, batch.null_BP, key=key, method="embed_passages")
-  else:
-    fixed = jax.lax.stop_gradient(params)
-    null_emb_BD = retriever.apply({"params": fixed}, batch.null_BP, method="embed_passages")
-  return jnp.einsum("bd,bd->b", query_emb_BD, null_emb_BD)
+  if passage_BKP is not None:
+    null_emb_BD = _apply(retriever, params, null_BP, key=null_key, method="embed_passages")
+  else:  # without dropout, as the index has the other ones
+    null_emb_BD = jax.lax.stop_gradient(retriever.apply({"params": params}, null_BP, method="embed_passages"))
+  null_score_B = jnp.einsum("bd,bd->b", query_emb_BD, null_emb_BD)
+  return beam_score_BR, jnp.insert(beam_score_BR[:, : num_read - 1], 0, null_score_B, axis=1)
 
 
 def in_microbatches(
