@@ -11,7 +11,6 @@ from realm_jax.data.sample import SAMPLE_QUESTIONS
 from realm_jax.index.digest import tree_digest
 from realm_jax.index.params import restore_params
 from realm_jax.index.run_dir import RunDir
-from realm_jax.serving.open_qa import OpenQA
 
 
 @pytest.fixture(scope="module")
@@ -146,22 +145,3 @@ def test_inline_the_trainer_refreshes_its_own_index(pretrained, corpus):
   # Each refresh embeds half of the corpus anew: at step 6 the other half is as old as the last one of the first run.
   ages = [line["index_age"] for line in lines]
   assert ages[:3] == [0, 1, 2] and ages[3] == pytest.approx(1.5, abs=0.2) and ages[6] == pytest.approx(1.0, abs=1.5)
-
-
-def test_fine_tuning_of_both_towers_refreshes_the_index(pretrained, corpus):
-  _, start = pretrained
-  run = corpus.parent / "both"
-  flags = [
-      f"--config.init={start}", "--config.beam_size=10", f"--config.questions={SAMPLE_QUESTIONS['train']}",
-      "--config.trains_passage_tower=True", "--config.reads_null_passage=True", "--config.index.export_every=2",
-      "--config.index.refresh=inline",
-  ]  # fmt: skip
-  train("finetune", corpus, run, *flags, "--config.num_steps=5")
-  assert RunDir(run).adoption_steps() == [0, 2, 4]
-  assert [line["index_age"] for line in lines_of(run)] == [0, 1, 0, 1, 0]
-  towers = [restore_params(RunDir(r))[1]["retriever"] for r in (start, run)]
-  assert tree_digest(towers[0]["query_tower"]) != tree_digest(towers[1]["passage_tower"])
-  open_qa = OpenQA.load(run)  # which takes no snapshot but that of the newest checkpoint's own tower
-  assert (open_qa.step, open_qa.snapshot.params_step) == (5, 5)
-  assert all(0 < line["null_probability"] < 1 for line in lines_of(run))
-  assert 0 < open_qa.answer(["Who discovered radium?"])[0].null_probability < 1

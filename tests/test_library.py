@@ -1,5 +1,6 @@
 """The library: the examples of its docstring, as they stand there but for the number of steps."""
 
+import json
 import re
 
 import pytest
@@ -54,6 +55,25 @@ def test_the_examples_run(runs, capsys):
   config = stored_config(RunDir(runs / "taught").read_config())
   assert (config.stage, config.num_steps, config.batch_size, config.model.hidden_size) == ("finetune", 25, 2, 16)
   assert RunDir(runs / "taught").is_done()
+
+
+def test_both_towers_and_no_answer_are_learnt_with_a_refreshed_index(runs):
+  """The passage tower changes, its snapshots are adopted, and the question without an answer is told from the other."""
+  questions = [("Who found neon?", "Ramsay"), ("Who painted Guernica?", "Picasso")]
+  settings = {
+      "num_steps": 25, "batch_size": 2, "optimizer.learning_rate": 5e-3, "index.export_every": 10, "log_every": 1,
+      "trains_passage_tower": True, "reads_null_passage": True,
+  }  # fmt: skip
+  open_qa = library.finetune("runs/pretrain", DOCUMENTS, questions, workdir="runs/both", settings=settings)
+  run = RunDir(runs / "both")
+  assert run.adoption_steps() == [0, 10, 20]
+  lines = [json.loads(line) for line in run.metrics.read_text().splitlines()]
+  assert [line["index_age"] for line in lines] == [*range(10), *range(10), *range(5)]
+  start, end = (restore_params(RunDir(runs / name))[1]["retriever"] for name in ("pretrain", "both"))
+  assert tree_digest(start["query_tower"]) != tree_digest(end["passage_tower"]) != tree_digest(end["query_tower"])
+  assert (open_qa.step, open_qa.snapshot.params_step) == (25, 25)  # none but its own tower's index would be loaded
+  neon, guernica = open_qa.answer([question for question, _ in questions])
+  assert neon.text == "Ramsay" and neon.null_probability < 0.1 and guernica.null_probability > 0.9
 
 
 def test_a_workdir_is_not_written_twice(runs):
