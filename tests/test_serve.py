@@ -99,7 +99,7 @@ def test_the_api_answers_what_the_library_does(open_qa, serve):
   question = "Who discovered radium?"
   expected = open_qa.answers([question])[0]
   result = client.post("/api/ask", json={"question": f" {question} ", "searcher": "exact"}).json()
-  assert result.keys() == {"answer", "probability", "evidence", "latency"}
+  assert result.keys() == {"answer", "probability", "null_probability", "evidence", "latency"}
   assert (result["answer"], result["probability"]) == (expected[0].text, pytest.approx(expected[0].probability))
   assert len(result["evidence"]) == 3
   for shown, answer in zip(result["evidence"], expected):
