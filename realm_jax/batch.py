@@ -66,15 +66,18 @@ class MaskedBatch(NamedTuple):
 
 
 class QuestionBatch(NamedTuple):
-  """Question answering: a beam for the retriever, its first K passages for the reader."""
+  """Question answering: a beam for the retriever, its first passages for the reader, after the null passage if it has
+  that."""
 
   query_BQ: Packed
-  beam_emb_BRD: Array  # float32, frozen embeddings of the retrieved passages
+  beam_emb_BRD: Array  # float32, the index' embeddings of the retrieved passages
   beam_has_answer_BR: Array  # bool
   joint_BKJ: Packed
-  is_body_BKJ: Array  # bool, passage tokens, where answers may stand
+  is_body_BKJ: Array  # bool, passage tokens, where answers may stand; of the null passage its [SEP], for "no answer"
   gold_start_BKA: Array  # int32, positions of the answers' first tokens, -1 for none
   gold_end_BKA: Array  # int32, positions of the answers' last tokens, -1 for none
+  passage_BKP: Packed | None = None  # the passages that are read, to be embedded anew; None: the index' are taken
+  null_BP: Packed | None = None  # the null passage, if it is read, for the passage tower
 
 
 ReaderBatch = MaskedBatch | QuestionBatch

@@ -38,10 +38,12 @@ def product_flops(jaxpr):
   return total
 
 
-@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("stage", [*STAGES, "finetune, both towers"])
 @pytest.mark.parametrize("remat", ["none", "layer", "dots"])
 def test_every_product_of_the_trace_is_counted(stage, remat):
+  stage, both_towers, _ = stage.partition(", both towers")
   config = small_config(stage, remat=remat)
+  config.trains_passage_tower = config.reads_null_passage = bool(both_towers)
   objective, params = make_objective(config, CORPUS.vocab_size), abstract_params(config, CORPUS.vocab_size)
   batch, key = abstract_batch(config, CORPUS), jax.eval_shape(lambda: jax.random.key(0))
   jaxpr = jax.make_jaxpr(jax.grad(objective, has_aux=True))(params, batch, key).jaxpr

@@ -196,7 +196,7 @@ def test_question_loss_normalises_spans_over_all_passages(float64):
   beam_has_answer_BR, span_is_gold_BKS = rng.random((2, 5)) < 0.5, rng.random((2, 3, 4)) < 0.4
   beam_has_answer_BR[:, 4] = span_is_gold_BKS[:, 1, 2] = True
   retriever_loss_B, reader_loss_B = losses.question_loss(
-    beam_score_BR, beam_has_answer_BR, span_logit_BKS, span_is_gold_BKS
+    beam_score_BR, beam_has_answer_BR, beam_score_BR[:, :3], span_logit_BKS, span_is_gold_BKS
   )
   for b in range(2):
     weight_R = np.exp(beam_score_BR[b])
@@ -215,7 +215,9 @@ def test_question_loss_drops_what_has_no_answer(float64):
   """The two rules of supervision may disagree: each loss is dropped by its own."""
   none_BR, none_BKS = np.zeros((2, 5), bool), np.zeros((2, 3, 4), bool)
   none_BR[0, 2] = none_BKS[1, 0, 1] = True
-  retriever_loss_B, reader_loss_B = losses.question_loss(np.zeros((2, 5)), none_BR, np.zeros((2, 3, 4)), none_BKS)
+  retriever_loss_B, reader_loss_B = losses.question_loss(
+    np.zeros((2, 5)), none_BR, np.zeros((2, 3)), np.zeros((2, 3, 4)), none_BKS
+  )
   np.testing.assert_allclose(retriever_loss_B, [np.log(5), 0], rtol=1e-12)
   np.testing.assert_allclose(reader_loss_B, [0, np.log(12)], rtol=1e-12)
 
@@ -294,7 +296,7 @@ def test_separate_question_loss_matches_numpy(float64, name):
   assert (likelihood_BK == 0).sum() > 4  # some passages of the first two questions have no answer
   expected = [loss_in_numpy(name, score_BK[b], likelihood_BK[b]) for b in range(2)]
   np.testing.assert_allclose(retriever_loss_B, [*expected, 0], rtol=1e-10)
-  joint = losses.question_loss(score_BK, np.zeros((3, 4), bool), span_logit_BKS, span_is_gold_BKS)
+  joint = losses.question_loss(score_BK, np.zeros((3, 4), bool), score_BK, span_logit_BKS, span_is_gold_BKS)
   np.testing.assert_array_equal(reader_loss_B, joint[1])
 
 

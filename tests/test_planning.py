@@ -102,6 +102,8 @@ def test_abstract_batches_are_those_of_the_assembler(sample_store: PassageStore,
   config = {stage: paper_config(stage) for stage in STAGES}
   for stage in config.values():
     stage.update(batch_size=4, query_length=32, joint_length=96, num_passages=3, beam_size=6)
+  config["both towers"] = config["finetune"].copy_and_resolve_references()
+  config["both towers"].update(trains_passage_tower=True, reads_null_passage=True)
   rng, n = np.random.default_rng(0), 4
   queries = QueryBatch(
     rng.integers(5, 100, (n, 32)).astype(np.int32), np.full(n, 32, np.int32), np.arange(n, dtype=np.int32),
@@ -116,6 +118,9 @@ def test_abstract_batches_are_those_of_the_assembler(sample_store: PassageStore,
     "mlm": assembler.reading_batch(queries),
     "pretrain": assembler.masked_batch(queries, retrieved_id_BR, 3),
     "finetune": assembler.question_batch(queries, [["the"]] * n, retrieved_id_BR, index, 3),
+    "both towers": assembler.question_batch(
+      queries, [["the"]] * n, retrieved_id_BR, index, 3, trains_passage_tower=True, reads_null_passage=True
+    ),
   }
   corpus = CorpusSize(len(sample_store), sample_store.passage_length, len(sample_vocabulary))
   for stage, batch in made.items():

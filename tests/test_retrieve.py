@@ -162,7 +162,7 @@ def test_question_batch_takes_the_beam_and_reads_its_first(store, vocabulary):
     queries, [["May 1990"], ["a mat", "here"]], np.array([[2, 1, 0], [0, 2, 1]]), snapshot, 2
   )
   np.testing.assert_array_equal(batch.beam_emb_BRD[:, :, 0], [[8, 4, 0], [0, 8, 4]])
-  assert batch.beam_emb_BRD.dtype == np.float32
+  assert batch.beam_emb_BRD.dtype == np.float32 and batch.passage_BKP is None
   np.testing.assert_array_equal(batch.beam_has_answer_BR, [[False, True, False], [True, True, False]])
   bodies = [words_of(vocabulary, text) for _, text in ARTICLES]
   assert spell(vocabulary, batch.joint_BKJ, 0, 1) == f"[CLS] rome was old in [SEP] {bodies[1]} [SEP]"
@@ -172,6 +172,39 @@ def test_question_batch_takes_the_beam_and_reads_its_first(store, vocabulary):
     spans = [(s, e) for s, e in zip(batch.gold_start_BKA[b, k], batch.gold_end_BKA[b, k]) if s >= 0]
     found = [" ".join(vocabulary.tokens[i] for i in batch.joint_BKJ.token_id[b, k, s : e + 1]) for s, e in spans]
     assert found == expected
+
+
+def test_passages_to_be_embedded_anew_are_those_that_are_read(store, vocabulary):
+  queries = question_queries([[2, 7, 3], [2, 8, 3]], [3, 3])
+  retrieved_id_BR = np.array([[2, 1, 0], [0, 2, 1]])
+  batch = BatchAssembler(store, vocabulary, joint_length=24).question_batch(
+    queries, [["x"]] * 2, retrieved_id_BR, snapshot_of(3), 2, trains_passage_tower=True
+  )
+  assert batch.passage_BKP.token_id.shape == (2, 2, store.passage_length)
+  for b, row in enumerate(retrieved_id_BR):
+    for k, i in enumerate(row[:2]):
+      title, body = (words_of(vocabulary, text) for text in ARTICLES[i])
+      assert spell(vocabulary, batch.passage_BKP, b, k) == f"[CLS] {title} [SEP] {body} [SEP]"
+
+
+def test_the_null_passage_is_read_first_and_marked_where_nothing_else_is(store, vocabulary):
+  queries = question_queries([[2, 7, 3, 0], [2, 8, 9, 3]], [3, 4])
+  batch = BatchAssembler(store, vocabulary, joint_length=24).question_batch(
+    queries, [["May 1990"], ["nowhere"]], np.array([[2, 1, 0], [0, 2, 1]]), snapshot_of(3), 2, reads_null_passage=True
+  )
+  words = [" ".join(vocabulary.tokens[i] for i in row) for row in ([7], [8, 9])]
+  for b, query in enumerate(words):
+    assert spell(vocabulary, batch.joint_BKJ, b, 0) == f"[CLS] {query} [SEP] [SEP]"
+  assert (
+    spell(vocabulary, batch.joint_BKJ, 0, 1) == f"[CLS] {words[0]} [SEP] {words_of(vocabulary, ARTICLES[2][1])} [SEP]"
+  )
+  assert [np.flatnonzero(is_body).tolist() for is_body in batch.is_body_BKJ[:, 0]] == [[3], [4]]
+  assert spell(vocabulary, batch.null_BP, 0) == spell(vocabulary, batch.null_BP, 1) == "[CLS] [SEP] [SEP]"
+  np.testing.assert_array_equal(batch.null_BP.segment_id, [[0, 0, 1]] * 2)
+  marked = [np.argwhere(start_KA >= 0).tolist() for start_KA in batch.gold_start_BKA]
+  assert marked == [[[2, 0]], [[0, 0]]]  # the first answer is in the second passage, the other one in none
+  assert (batch.gold_start_BKA[1, 0, 0], batch.gold_end_BKA[1, 0, 0]) == (4, 4)
+  assert batch.beam_emb_BRD.shape[:2] == (2, 3)  # it is not in the beam
 
 
 def test_patterns_mark_what_they_find(store, vocabulary):

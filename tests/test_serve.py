@@ -102,7 +102,7 @@ def test_the_api_answers_what_the_library_does(open_qa, serve):
   question = "Who discovered radium?"
   expected = open_qa.answers([question])[0]
   result = client.post("/api/ask", json={"question": f" {question} ", "searcher": "exact"}).json()
-  assert result.keys() == {"answer", "probability", "evidence", "latency", "step", "index_version"}
+  assert result.keys() == {"answer", "probability", "null_probability", "evidence", "latency", "step", "index_version"}
   assert (result["step"], result["index_version"]) == (7, 3)
   assert (result["answer"], result["probability"]) == (expected[0].text, pytest.approx(expected[0].probability))
   assert len(result["evidence"]) == 3
@@ -112,6 +112,7 @@ def test_the_api_answers_what_the_library_does(open_qa, serve):
       "probability": pytest.approx(answer.probability), "retrieval_score": pytest.approx(answer.retrieval_score),
       "reader_score": pytest.approx(answer.reader_score),
     }  # fmt: skip
+  assert result["null_probability"] is None  # this run doesn't read the null passage
   assert result["latency"]["search_ms"] > 0 and result["latency"]["reading_ms"] > 0
   one = client.post("/api/ask", json={"question": question, "num_answers": 1}).json()
   assert (one["answer"], one["evidence"]) == (result["answer"], result["evidence"][:1])
@@ -123,7 +124,7 @@ def test_the_api_answers_what_the_library_does(open_qa, serve):
     for s, i in zip(score_BK[0].tolist(), passage_id_BK[0].tolist())
   ]
   assert client.get("/api/status").json() == {
-    "can_answer": True, "step": 7, "index_version": 3, "index_params_step": 5, "index_age": 2.0,
+    "can_answer": True, "step": 7, "index_version": 3, "index_params_step": 5, "index_age": 0.0,
     "index_searcher": "exact", "searchers": ["index", "exact"], "num_passages": 40, "source": "", "license": "",
   }  # fmt: skip
   assert client.get("/healthz").json() == {"status": "ok"}

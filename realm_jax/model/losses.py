@@ -92,10 +92,10 @@ def correct_log_prob(logit: jax.Array, is_correct: jax.Array) -> jax.Array:
 
 
 def question_loss(
-  beam_score_BR: jax.Array, beam_has_answer_BR: jax.Array, span_logit_BKS: jax.Array, span_is_gold_BKS: jax.Array
-) -> tuple[jax.Array, jax.Array]:
+    beam_score_BR: jax.Array, beam_has_answer_BR: jax.Array, score_BK: jax.Array, span_logit_BKS: jax.Array,
+    span_is_gold_BKS: jax.Array,
+) -> tuple[jax.Array, jax.Array]:  # fmt: skip
   """Early retriever loss and reader loss, each [B]; spans are normalised jointly over the K passages (section 2.4)."""
-  score_BK = beam_score_BR[:, : span_logit_BKS.shape[1]]
   reader_loss_B = _span_loss(score_BK, span_logit_BKS, span_is_gold_BKS)
   return marginal_log_loss(beam_score_BR, beam_has_answer_BR), reader_loss_B
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from realm_jax.batch import QueryBatch
+from realm_jax.batch import NULL_PASSAGE, QueryBatch
 from realm_jax.config import make_reader, make_retriever, stored_config
 from realm_jax.data.passages import PassageStore
 from realm_jax.data.queries import QuestionSource
@@ -21,12 +21,13 @@ from realm_jax.data.vocabulary import Vocabulary
 from realm_jax.index import snapshot as snapshots
 from realm_jax.index.digest import tree_digest
 from realm_jax.index.params import restore_params
-from realm_jax.index.retrieve import BatchAssembler, search
+from realm_jax.index.retrieve import BatchAssembler, query_input, search
 from realm_jax.index.run_dir import RunDir
 from realm_jax.index.searcher import ExactSearcher, Searcher
 from realm_jax.index.snapshot import Snapshot
 from realm_jax.model.reader import Reader, span_candidates
-from realm_jax.model.retriever import passage_tower_params
+from realm_jax.model.retriever import Retriever, passage_tower_params
+from realm_jax.serving.closed_book import fill_in_answers
 
 BATCH_SIZES = (1, 2, 4, 8)  # questions at once, filled up to one of these: each is a compilation
 
@@ -43,6 +44,12 @@ class Answer(NamedTuple):
   end: int
   retrieval_score: float
   reader_score: float  # the span's logit; with the retrieval score added, it decides
+  null_probability: float | None = None  # of the null passage's span, which says that no passage read holds an answer;
+  # None: the run doesn't read the null passage
+
+  def is_withheld(self, no_answer_above: float | None) -> bool:
+    """Whether "no answer" is to be said instead: where the null passage is more probable than this; None: never."""
+    return no_answer_above is not None and self.null_probability is not None and self.null_probability > no_answer_above
 
   def marked(self, before: str = "[[", after: str = "]]") -> str:
     """The passage with the answer between marks."""
@@ -96,6 +103,14 @@ class OpenQA:
     """Whether the reader has learnt to mark answers."""
     return self.config.stage == "finetune"
 
+  def check_no_answer(self, no_answer_above: float | None) -> None:
+    """Raises ValueError where "no answer" is asked for, and the run has not learnt to say it."""
+    if no_answer_above is not None and not self.config.reads_null_passage:
+      raise ValueError(
+        "this run has not learnt to say that there is no answer; fine-tune one with --config.reads_null_passage=True, "
+        "or leave out --no_answer_above"
+      )
+
   @functools.cached_property
   def exact_searcher(self) -> Searcher:
     """The index' own searcher if that is exact; else one made of its embeddings, which stays in memory."""
@@ -118,11 +133,17 @@ class OpenQA:
     return search(self.retriever, self.params["retriever"], queries, index, min(k, len(self.store)))
 
   def read(
-    self, questions: Sequence[str], score_BK: np.ndarray, passage_id_BK: np.ndarray, num_answers: int | None = None
+    self,
+    questions: Sequence[str],
+    score_BK: np.ndarray | None,
+    passage_id_BK: np.ndarray,
+    num_answers: int | None = None,
   ) -> list[list[Answer]]:
     """The best span of each passage that was retrieved, best first.
 
     Args:
+      score_BK: from `retrieve`. None: the passages are another retriever's, whose scores are on another scale; all are
+        taken for 0, and the spans' logits decide alone.
       num_answers: answers to a question; None: K, one from each passage.
 
     Raises:
@@ -135,9 +156,12 @@ class OpenQA:
     answers: list[list[Answer]] = []
     for begin, queries in zip(range(0, len(questions), BATCH_SIZES[-1]), self.query_batches(questions)):
       row = _filled_up(begin, len(questions))
-      score, passage_id = score_BK[row], passage_id_BK[row]
-      joint_BKJ = self.assembler.joint_input(queries, passage_id)
-      is_body_BKJ = (joint_BKJ.segment_id == 1) & (joint_BKJ.token_id != self.vocabulary.sep_id)
+      passage_id = passage_id_BK[row]
+      score = np.zeros(passage_id.shape, np.float32) if score_BK is None else score_BK[row]
+      if self.config.reads_null_passage:
+        passage_id = np.insert(passage_id, 0, NULL_PASSAGE, axis=1)
+        score = np.insert(score, 0, 0 if score_BK is None else self._null_score(queries), axis=1)
+      joint_BKJ, is_body_BKJ = self.assembler.reader_input(queries, passage_id)
       inputs = jax.device_put((joint_BKJ, is_body_BKJ, score))
       span_BK, reader_score_BK, probability_BK = jax.device_get(
         _best_spans(self.reader, self.params["reader"], *inputs)
@@ -146,14 +170,15 @@ class OpenQA:
       body_BK = is_body_BKJ.argmax(-1)  # where the passage's first token stands
       first_BK, last_BK = start_S[span_BK] - body_BK, end_S[span_BK] - body_BK
       for b in range(min(BATCH_SIZES[-1], len(questions) - begin)):
-        order = np.argsort(-probability_BK[b], kind="stable")[:num_answers]
+        order = np.argsort(-probability_BK[b], kind="stable")
+        null_probability = float(probability_BK[b, 0]) if self.config.reads_null_passage else None
         answers.append(
           [
             self._extract(
                 int(passage_id[b, k]), int(first_BK[b, k]), int(last_BK[b, k]),
                 float(probability_BK[b, k]), float(score[b, k]), float(reader_score_BK[b, k]),
-            )
-            for k in order
+            )._replace(null_probability=null_probability)
+            for k in order[passage_id[b, order] != NULL_PASSAGE][:num_answers]
           ]
         )  # fmt: skip
     return answers
@@ -165,6 +190,23 @@ class OpenQA:
   def answer(self, questions: Sequence[str]) -> list[Answer]:
     """One answer to each question, from the config's num_passages best passages."""
     return [found[0] for found in self.answers(questions, 1)]
+
+  def closed_book_answers(self, questions: Sequence[str]) -> Iterable[str]:
+    """An answer to each question without passages: see `fill_in_answers`.
+
+    Raises:
+      ValueError: the run has no reader.
+    """
+    if "reader" not in self.params:
+      raise ValueError(f"this run is of the stage {self.config.stage!r} and has no reader; give a pre-trained run")
+    return fill_in_answers(
+      self.reader, self.params["reader"], self.vocabulary, questions, query_length=self.config.query_length
+    )
+
+  def _null_score(self, queries: QueryBatch) -> np.ndarray:
+    """The null passage's scores, [B]."""
+    inputs = jax.device_put((query_input(queries), self.assembler.null_input(len(queries.token_id_BQ))))
+    return jax.device_get(_score_null(self.retriever, self.params["retriever"], *inputs))
 
   def query_batches(self, questions: Sequence[str]) -> Iterator[QueryBatch]:
     """Questions as batches of one of the BATCH_SIZES, the last one filled up with its first question."""
@@ -237,6 +279,12 @@ def _filled_up(begin: int, num_questions: int) -> np.ndarray:
   num_rows = min(BATCH_SIZES[-1], num_questions - begin)
   row = np.arange(begin, begin + next(n for n in BATCH_SIZES if n >= num_rows))
   return np.where(row < num_questions, row, begin)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _score_null(retriever: Retriever, params, query_BQ, null_BP):
+  embed = functools.partial(retriever.apply, {"params": params})
+  return jnp.einsum("bd,bd->b", embed(query_BQ, method="embed_queries"), embed(null_BP, method="embed_passages"))
 
 
 @functools.partial(jax.jit, static_argnums=0)

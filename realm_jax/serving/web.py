@@ -94,6 +94,9 @@ class AskResponse(BaseModel):
 
   answer: str
   probability: float
+  null_probability: float | None = Field(
+    description="that no passage read holds an answer, as the null passage says; null: the run does not read that"
+  )
   evidence: list[ReadPassage] = Field(description="the passages that were read, best answer first")
   latency: Latency
   step: int = Field(description="of the parameters that answered")
@@ -107,7 +110,7 @@ class Status(BaseModel):
   step: int = Field(description="of the parameters")
   index_version: int
   index_params_step: int = Field(description="step of the parameters that embedded the passages")
-  index_age: float = Field(description="steps since then, on average over the passages")
+  index_age: float = Field(description="how many steps older the passages' embeddings are on average")
   index_searcher: str = Field(description="exact or scann")
   searchers: list[str]
   num_passages: int
@@ -131,6 +134,7 @@ class _Result(NamedTuple):
   latency: Latency
   step: int
   index_version: int
+  null_probability: float | None
 
 
 class _InUse:
@@ -222,6 +226,7 @@ def create_app(
     return AskResponse(
       answer=best.text[best.start : best.end],
       probability=best.probability,
+      null_probability=read.null_probability,
       evidence=read.passages[: request.num_answers],
       latency=read.latency,
       step=read.step,
@@ -267,7 +272,10 @@ def _answer(open_qa: OpenQA, kind: _Kind, questions: list[str]) -> list[_Result]
   score_BK, passage_id_BK = open_qa.retrieve(questions, k, exact=kind.exact)
   searched = time.perf_counter()
   passages: list[list[Any]]
+  null_probabilities: list[float | None] = [None] * len(questions)
   if kind.reads:
+    read = open_qa.read(questions, score_BK, passage_id_BK)
+    null_probabilities = [answers[0].null_probability for answers in read]
     passages = [
       [
         ReadPassage(
@@ -277,7 +285,7 @@ def _answer(open_qa: OpenQA, kind: _Kind, questions: list[str]) -> list[_Result]
         for a in answers
         if math.isfinite(a.retrieval_score)
       ]
-      for answers in open_qa.read(questions, score_BK, passage_id_BK)
+      for answers in read
     ]  # fmt: skip
   else:
     passages = [
@@ -289,7 +297,10 @@ def _answer(open_qa: OpenQA, kind: _Kind, questions: list[str]) -> list[_Result]
       for score_K, passage_id_K in zip(score_BK.tolist(), passage_id_BK.tolist())
     ]
   latency = Latency(search_ms=1000 * (searched - begin), reading_ms=1000 * (time.perf_counter() - searched))
-  return [_Result(found, latency, open_qa.step, open_qa.snapshot.version) for found in passages]
+  return [
+    _Result(found, latency, open_qa.step, open_qa.snapshot.version, probability)
+    for found, probability in zip(passages, null_probabilities)
+  ]
 
 
 def _status(open_qa: OpenQA, searchers: list[str]) -> Status:
@@ -299,7 +310,8 @@ def _status(open_qa: OpenQA, searchers: list[str]) -> Status:
     step=open_qa.step,
     index_version=snapshot.version,
     index_params_step=snapshot.params_step,
-    index_age=snapshot.age(open_qa.step),
+    # Its newest slice was made by this very tower, which in fine-tuning may not have changed since.
+    index_age=snapshot.age(snapshot.params_step),
     index_searcher=snapshot.manifest["searcher"],
     searchers=searchers,
     num_passages=len(open_qa.store),

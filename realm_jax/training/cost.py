@@ -45,15 +45,18 @@ def step_work(config: ConfigDict, vocab_size: int, passage_length: int) -> Work:
     encodings = [(num_queries, config.joint_length, masked_words)]
   else:
     num_joint = num_queries * config.num_passages
+    passages = (num_joint, passage_length, tower + 2 * model.retrieval_size)
     if config.stage == "pretrain":
-      passages = (num_joint, passage_length, tower + 2 * model.retrieval_size)
       encodings = [queries, passages, (num_joint, config.joint_length, masked_words)]
     else:
       num_spans = len(span_candidates(config.joint_length, model.max_span_width)[0])
       span_size = model.span_hidden_size
       spans = 4 * config.joint_length * size * span_size + 2 * num_spans * span_size
       beam = 2 * config.beam_size * model.retrieval_size
-      encodings = [(num_queries, config.query_length, tower + beam), (num_joint, config.joint_length, spans)]
+      num_null = num_queries * config.reads_null_passage
+      encodings = [(num_queries, config.query_length, tower + beam), (num_joint + num_null, config.joint_length, spans)]
+      encodings += [passages] if config.trains_passage_tower else []
+      encodings += [(num_null, 3, tower + 2 * model.retrieval_size)]  # [CLS] [SEP] [SEP]
 
   layers = sum(n * length * num_layers * (8 * size**2 + 4 * size * model.mlp_size) for n, length, _ in encodings)
   attention = sum(n * num_layers * 4 * length**2 * size for n, length, _ in encodings)

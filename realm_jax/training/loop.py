@@ -124,7 +124,8 @@ def train(
         jax.block_until_ready(metrics)
         checkpoints.expect_first((time.monotonic() - started) / 4)
       if follower:
-        metrics |= {"index_age": follower.age(step)}
+        # Of a tower that is not trained the index is never stale, however long ago it was made.
+        metrics |= {"index_age": 0.0 if stage.frozen else follower.age(step)}
       tracer.end(step + 1, metrics)
       metrics_log.add(step + 1, metrics)
       is_preempted = preemption.is_due(step + 1)
