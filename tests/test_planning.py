@@ -227,7 +227,7 @@ assert abs(plan.step.compiled_flops * topology.num_chips / plan.work.compiled - 
   # In a process of its own: libtpu reads its environment once.
   environment = os.environ | {
     "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu", "TPU_SKIP_MDS_QUERY": "1", "TPU_WORKER_HOSTNAMES": "localhost",
-    "TPU_ACCELERATOR_TYPE": "v5litepod-4",
+    "TPU_ACCELERATOR_TYPE": "v5litepod-4", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
   }  # fmt: skip
   result = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
   print(result.stdout)

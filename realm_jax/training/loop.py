@@ -51,7 +51,7 @@ def train(config: ConfigDict, run_dir: RunDir, *, log: Callable[[str], None] = p
   from realm_jax.data.tasks import query_batches  # noqa: PLC0415 TensorFlow, which the indexer and `ask` do without
 
   started = time.monotonic()
-  store = open_corpus(config)
+  store = open_corpus(config, trains=True)
   mesh = step_mesh(config, jax.devices())
   rows = HostRows(NamedSharding(mesh, ROWS), config.batch_size)
   stage = make_stage(config, store, store.vocabulary(), put=rows.put, fetch=rows.fetch)
