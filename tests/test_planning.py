@@ -67,6 +67,14 @@ def test_only_gradients_are_sent(eight_devices):
   assert step["largest_other"] <= 3 * 64 * 768 * 4
 
 
+@pytest.mark.parametrize("name", ["in parts", "ict in parts"])
+def test_in_microbatches_gradients_are_sent_once(eight_devices, name):
+  """Each parameter's, behind the last part, those of a shared tower too; what is in a loop counts twice here."""
+  step = eight_devices[name]
+  assert step["moved_parameters"] == pytest.approx(step["parameters"], rel=0.01)
+  assert step["largest_other"] < 1e6
+
+
 def test_what_a_mesh_of_three_axes_sends(eight_devices):
   """2 x 2 x 2: parameters and gradients, 182 MB of 204, and a layer's activations, added up over the two devices that
   share it: forward twice, backward for queries, keys, values and the perceptron. A device has 4 queries of 16 tokens,
