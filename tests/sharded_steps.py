@@ -88,7 +88,11 @@ def compared(config, meshes):
 def main(stages):
   cube = {"mesh": {"fsdp": 2, "tensor": 2}}
   layouts = {f"{n} devices": (n, {}) for n in (2, 4, 8)} | {"2 x 2 x 2": (8, cube)}
-  parts = {"4 parts": (1, {"num_microbatches": 4}), "2 parts on 2 x 2 x 2": (8, {"num_microbatches": 2} | cube)}
+  parts = {
+    "4 parts": (1, {"num_microbatches": 4}),
+    "2 parts on 4 devices": (4, {"num_microbatches": 2}),
+    "2 parts on 2 x 2 x 2": (8, {"num_microbatches": 2} | cube),
+  }
   still = {"model": {"dropout_rate": 0.0, "embedding_dropout_rate": 0.0}}  # each part has masks of its own
   return {
     stage: compared(small_config(stage), layouts) | compared(small_config(stage, **still), parts) for stage in stages

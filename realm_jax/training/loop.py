@@ -67,7 +67,7 @@ def train(
 
   started = time.monotonic()
   tracer = Profile(profile, run_dir, log=log)
-  store = open_corpus(config)
+  store = open_corpus(config, trains=True)
   mesh = step_mesh(config, jax.devices())
   rows = HostRows(NamedSharding(mesh, ROWS), config.batch_size)
   stage = make_stage(config, store, store.vocabulary(), put=rows.put, fetch=rows.fetch)

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -13,8 +10,7 @@ from realm_jax.batch import IctBatch, MaskedBatch, QuestionBatch, ReadingBatch
 from realm_jax.model import losses
 from realm_jax.model.reader import Reader, span_is_gold
 from realm_jax.model.retriever import Retriever
-
-Objective = Callable[[Any, Any, jax.Array], tuple[jax.Array, dict[str, jax.Array]]]
+from realm_jax.training.microbatches import Objective, map_microbatches
 
 
 def ict_objective(retriever: Retriever, *, num_microbatches: int = 1) -> Objective:
@@ -25,19 +21,17 @@ def ict_objective(retriever: Retriever, *, num_microbatches: int = 1) -> Objecti
   """
 
   def objective(params, batch: IctBatch, key: jax.Array):
-    def embed(part: IctBatch, key: jax.Array):
+    def embed(params, part: IctBatch, key: jax.Array):
       query_key, passage_key = jax.random.split(key)
       return (
-        _apply(retriever, params["retriever"], part.query_BQ, key=query_key, method="embed_queries"),
-        _apply(retriever, params["retriever"], part.passage_BP, key=passage_key, method="embed_passages"),
+        _apply(retriever, params, part.query_BQ, key=query_key, method="embed_queries"),
+        _apply(retriever, params, part.passage_BP, key=passage_key, method="embed_passages"),
       )
 
     if num_microbatches == 1:
-      query_emb_BD, passage_emb_BD = embed(batch, key)
+      query_emb_BD, passage_emb_BD = embed(params["retriever"], batch, key)
     else:
-      parts = _parts(batch, num_microbatches), jax.random.split(key, num_microbatches)
-      embs = jax.lax.map(lambda part: jax.checkpoint(embed)(*part), parts)
-      query_emb_BD, passage_emb_BD = (emb.swapaxes(0, 1).reshape(-1, emb.shape[-1]) for emb in embs)
+      query_emb_BD, passage_emb_BD = map_microbatches(embed, params["retriever"], batch, key, num_microbatches)
     loss, is_correct_B = losses.ict_loss(query_emb_BD, passage_emb_BD)
     return loss, {"loss": loss, "ict_accuracy": is_correct_B.mean()}
 
@@ -165,46 +159,6 @@ def _question_scores(
     null_emb_BD = jax.lax.stop_gradient(retriever.apply({"params": params}, null_BP, method="embed_passages"))
   null_score_B = jnp.einsum("bd,bd->b", query_emb_BD, null_emb_BD)
   return beam_score_BR, jnp.insert(beam_score_BR[:, : num_read - 1], 0, null_score_B, axis=1)
-
-
-def in_microbatches(
-  objective: Objective, num_microbatches: int, weight_of: Callable[[Any], jax.Array] = lambda batch: jnp.ones(())
-) -> Objective:
-  """The objective of a whole batch, computed in parts one after the other; its gradient too is added up as they come.
-
-  Args:
-    weight_of: a part's weight in the mean over all, for the loss, the gradient and the metrics.
-  """
-  if num_microbatches == 1:
-    return objective
-
-  @jax.custom_vjp
-  def loss_of(params, batch, key):
-    return gradient_of(params, batch, key)[0]
-
-  def gradient_of(params, batch, key):
-    parts, keys = _parts(batch, num_microbatches), jax.random.split(key, num_microbatches)
-    weights = jax.vmap(weight_of)(parts)
-    weights = weights / jnp.maximum(weights.sum(), 1e-9)
-
-    def add(total, part):
-      batch, key, weight = part
-      (_, metrics), grads = jax.value_and_grad(objective, has_aux=True)(params, batch, key)
-      return jax.tree.map(lambda t, x: t + weight * x, total, (metrics, grads)), None
-
-    first = jax.tree.map(lambda x: x[0], (parts, keys))
-    metrics = jax.eval_shape(lambda: objective(params, *first)[1])
-    zero = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), (metrics, params))
-    (metrics, grads), _ = jax.lax.scan(add, zero, (parts, keys, weights))
-    return (metrics["loss"], metrics), grads
-
-  loss_of.defvjp(gradient_of, lambda grads, cotangent: (jax.tree.map(lambda g: cotangent[0] * g, grads), None, None))
-  return loss_of
-
-
-def _parts(batch: Any, num_parts: int) -> Any:
-  """[B, ...] -> [parts, B / parts, ...], each part with every so-manieth row, so that no row changes its device."""
-  return jax.tree.map(lambda x: x.reshape(-1, num_parts, *x.shape[1:]).swapaxes(0, 1), batch)
 
 
 def _gold_log_prob(reader: Reader, params, joint, mask_position, target, key: jax.Array) -> jax.Array:

@@ -21,10 +21,9 @@ from realm_jax.data.vocabulary import Vocabulary
 from realm_jax.index.retrieve import BatchAssembler, search
 from realm_jax.index.snapshot import Snapshot
 from realm_jax.model.losses import RETRIEVER_LOSSES
+from realm_jax.training.microbatches import Objective, in_microbatches
 from realm_jax.training.objectives import (
-  Objective,
   ict_objective,
-  in_microbatches,
   masked_word_objective,
   question_objective,
   reading_objective,
