@@ -64,11 +64,12 @@ class BatchAssembler:
     self._words = functools.lru_cache(1 << 16)(lambda i: matchable(store.body(i)))
 
   def ict_batch(self, queries: QueryBatch) -> IctBatch:
-    """Each query's own passage, without the query's sentence where it is to be removed (section 1.10)."""
-    body = self._shown_body(queries)
+    """Each query's own passage, without its sentence where that is to be removed (section 1.10), then its negatives."""
     title = self._store.title_tokens(queries.passage_id_B)
-    passage_BP = pack(title, body, self._store.passage_length, self._vocabulary)
-    return IctBatch(query_input(queries), passage_BP, queries.sentence_is_removed_B)
+    own_BP = pack(title, self._shown_body(queries), self._store.passage_length, self._vocabulary)
+    negative_BKP = self._passage_input(queries.negative_id_BK)
+    passage_BKP = Packed(*(np.concatenate([x[:, None], y], 1) for x, y in zip(own_BP, negative_BKP)))
+    return IctBatch(query_input(queries), passage_BKP, queries.sentence_is_removed_B)
 
   def reading_batch(self, queries: QueryBatch) -> ReadingBatch:
     """Each masked sentence with the passage that the query names, without the sentence if that is its own."""
@@ -89,13 +90,9 @@ class BatchAssembler:
   def masked_batch(self, queries: QueryBatch, retrieved_id_BR: np.ndarray, num_passages: int) -> MaskedBatch:
     """K = num_passages per query, the null passage among them."""
     passage_id_BK = choose_passages(retrieved_id_BR, queries.passage_id_B, num_passages)
-    flat = passage_id_BK.reshape(-1)
-    passage = pack(
-      self._store.title_tokens(flat), self._store.body_tokens(flat), self._store.passage_length, self._vocabulary
-    )
     return MaskedBatch(
       query_input(queries),
-      _unflatten(passage, passage_id_BK.shape),
+      self._passage_input(passage_id_BK),
       self.joint_input(queries, passage_id_BK),
       queries.mask_position_BM,
       queries.mask_target_BM,
@@ -152,6 +149,12 @@ class BatchAssembler:
     encodings = self._vocabulary.encode(list(answers))
     return [e.token_id for e in encodings if (e.token_id != self._vocabulary.unk_id).any()]
 
+  def _passage_input(self, passage_id_BK: np.ndarray) -> Packed:
+    """[CLS] title [SEP] body [SEP], [B, K, P], as the passage tower reads them."""
+    flat = passage_id_BK.reshape(-1)
+    title, body = self._store.title_tokens(flat), self._store.body_tokens(flat)
+    return _unflatten(pack(title, body, self._store.passage_length, self._vocabulary), passage_id_BK.shape)
+
   def joint_input(self, queries: QueryBatch, passage_id_BK: np.ndarray) -> Packed:
     """[CLS] query [SEP] body [SEP], [B, K, J]: the reader isn't shown the title."""
     query = Tokens(*(np.repeat(x, passage_id_BK.shape[1], 0) for x in _query_tokens(queries)))
@@ -179,4 +182,4 @@ def find_answers(
 
 
 def _unflatten(packed: Packed, shape: tuple[int, ...]) -> Packed:
-  return Packed(*(x.reshape(*shape, -1) for x in packed))
+  return Packed(*(x.reshape(*shape, x.shape[-1]) for x in packed))

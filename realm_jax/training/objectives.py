@@ -18,7 +18,7 @@ Objective = Callable[[Any, Any, jax.Array], tuple[jax.Array, dict[str, jax.Array
 
 
 def ict_objective(retriever: Retriever, *, num_microbatches: int = 1) -> Objective:
-  """Inverse cloze task with in-batch negatives: the negatives of a query are all passages of the batch.
+  """Inverse cloze task: the negatives of a query are the passages of all other queries, and its own hard negatives.
 
   With microbatches only the embeddings are of the whole batch. The backward pass embeds each microbatch anew, so that
   the activations of one are in memory at a time (Gao et al. 2021, "Scaling Deep Contrastive Learning Batch Size").
@@ -29,16 +29,16 @@ def ict_objective(retriever: Retriever, *, num_microbatches: int = 1) -> Objecti
       query_key, passage_key = jax.random.split(key)
       return (
         _apply(retriever, params["retriever"], part.query_BQ, key=query_key, method="embed_queries"),
-        _apply(retriever, params["retriever"], part.passage_BP, key=passage_key, method="embed_passages"),
+        _apply(retriever, params["retriever"], part.passage_BKP, key=passage_key, method="embed_passages"),
       )
 
     if num_microbatches == 1:
-      query_emb_BD, passage_emb_BD = embed(batch, key)
+      query_emb_BD, passage_emb_BKD = embed(batch, key)
     else:
       parts = _parts(batch, num_microbatches), jax.random.split(key, num_microbatches)
       embs = jax.lax.map(lambda part: jax.checkpoint(embed)(*part), parts)
-      query_emb_BD, passage_emb_BD = (emb.swapaxes(0, 1).reshape(-1, emb.shape[-1]) for emb in embs)
-    loss, is_correct_B = losses.ict_loss(query_emb_BD, passage_emb_BD)
+      query_emb_BD, passage_emb_BKD = (emb.swapaxes(0, 1).reshape(-1, *emb.shape[2:]) for emb in embs)
+    loss, is_correct_B = losses.ict_loss(query_emb_BD, passage_emb_BKD)
     return loss, {"loss": loss, "ict_accuracy": is_correct_B.mean()}
 
   return objective
