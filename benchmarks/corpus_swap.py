@@ -193,7 +193,7 @@ def _form(word: str) -> str:
 
 
 def _holds(document: tuple[str, str], value: str) -> bool:
-  return re.search(_whole(value), document[1]) is not None
+  return value in document[1] and re.search(_whole(value), document[1]) is not None
 
 
 def _whole(value: str) -> str:
