@@ -33,8 +33,8 @@ QUESTIONS = [
 
 def test_a_value_is_replaced_where_the_fact_is_held():
   swaps = {swap.question.text: swap for swap in corpus_swap.find_swaps(DOCUMENTS, QUESTIONS)}
-  # Ann's is in Bob's document too, which names her. Bern is not in Cat's; of the years the other one is in Ann's document
-  # itself, and Tom is left where Tom Cat was.
+  # Ann's is in Bob's document too, which names her, and where Bern is no new value. The other year stands in Ann's
+  # document already, and no other name is asked for.
   assert {text: (swap.old, swap.new, swap.documents) for text, swap in swaps.items()} == {
     "Where was Ann Lee born?": ("Oslo", "Bonn", ("ann", "bob")),
     "Where was Bob Ray born?": ("Bern", "Bonn", ("bob",)),

@@ -12,8 +12,8 @@ from test_checkpoint import abstract, adoption, make_state
 from realm_jax.data.passages import PassageStore
 from realm_jax.index.digest import tree_digest
 from realm_jax.index.journal import read_journal
-from realm_jax.index.params import restore_params
 from realm_jax.index.neighbours import mine_neighbours, read_neighbours
+from realm_jax.index.params import restore_params
 from realm_jax.index.run_dir import RunDir
 from realm_jax.index.snapshot import load
 from realm_jax.training.checkpoint import Checkpoints
