@@ -35,7 +35,7 @@ class QueryBatch(NamedTuple):
   mask_target_BM: Array  # int32, the token behind each mask
   mask_weight_BM: Array  # float32, 1 where a masked token is predicted
   question_id_B: Array  # int32, row of the question list
-  negative_id_BK: Array  # int32, hard negatives; K is 0 where none are asked for
+  negative_id_BK: Array  # int32, -1 in the place of its own passage, then its hard negatives, if any are asked for
 
 
 class IctBatch(NamedTuple):

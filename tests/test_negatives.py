@@ -29,9 +29,10 @@ def test_negatives_are_distinct_neighbours_of_the_own_passage(sample_store, sent
   for name, alone, drawn in zip(batch._fields, sentences.draw(np.arange(400)), batch):
     if name != "negative_id_BK":
       np.testing.assert_array_equal(alone, drawn)
-  assert batch.negative_id_BK.shape == (400, 3) and batch.negative_id_BK.dtype == np.int32
+  assert batch.negative_id_BK.shape == (400, 4) and (batch.negative_id_BK[:, 0] == -1).all()
+  assert batch.negative_id_BK.dtype == np.int32
   seen = {}
-  for i, negatives in zip(batch.passage_id_B.tolist(), batch.negative_id_BK.tolist()):
+  for i, negatives in zip(batch.passage_id_B.tolist(), batch.negative_id_BK[:, 1:].tolist()):
     mine = set(neighbour_id_NR[i].tolist()) - {-1}
     real = [j for j in negatives if j >= 0]
     assert set(real) <= mine and len(set(real)) == len(real) == min(3, len(mine))
@@ -48,7 +49,7 @@ def test_each_neighbour_is_drawn_as_often():
       return type("Batch", (), {"passage_id_B": np.zeros(len(number_B), int), "_replace": lambda self, **x: x})()
 
   source = HardNegativeSource(OnePassage(), np.array([[7, 8, 9, -1]]), 1, seed=0)
-  drawn = source.draw(np.arange(30_000))["negative_id_BK"][:, 0]
+  drawn = source.draw(np.arange(30_000))["negative_id_BK"][:, 1]
   share = np.bincount(drawn)[7:] / 30_000
   np.testing.assert_allclose(share, 1 / 3, atol=0.01)  # 3.7 standard deviations
 
@@ -61,6 +62,8 @@ def test_a_draw_depends_on_seed_and_number_alone(sample_store, sentences):
   assert (other != whole).any()
 
 
-def test_more_negatives_than_neighbours(sample_store, sentences):
-  with pytest.raises(ValueError, match="=6, but only 5 neighbours .* mine_negatives --num_neighbours=6"):
-    HardNegativeSource(sentences, neighbours_of(sample_store), 6, seed=3)
+@pytest.mark.parametrize("num_negatives", [6, -1])
+def test_as_many_negatives_as_neighbours_at_most(sample_store, sentences, num_negatives):
+  message = f"num_hard_negatives={num_negatives}, expected 1 to 5, .* another --num_neighbours and --output"
+  with pytest.raises(ValueError, match=message):
+    HardNegativeSource(sentences, neighbours_of(sample_store), num_negatives, seed=3)

@@ -125,7 +125,7 @@ def test_the_verb_and_the_stage(store, tmp_path, capsys):
   queries = stage.source.draw(np.arange(8))
   batch = stage.make_batch(queries, None, None)
   assert batch.passage_BKP.token_id.shape == (8, 3, 32)
-  for i, negatives in zip(queries.passage_id_B, queries.negative_id_BK):
+  for i, negatives in zip(queries.passage_id_B, queries.negative_id_BK[:, 1:]):
     assert set(negatives.tolist()) <= set(neighbour_id_NR[i].tolist())
 
   config.stage = "mlm"

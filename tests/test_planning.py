@@ -106,7 +106,7 @@ def test_abstract_batches_are_those_of_the_assembler(sample_store: PassageStore,
   queries = QueryBatch(
     rng.integers(5, 100, (n, 32)).astype(np.int32), np.full(n, 32, np.int32), np.arange(n, dtype=np.int32),
     np.zeros((n, 2), np.int32), np.zeros(n, bool), np.ones((n, 10), np.int32), np.ones((n, 10), np.int32),
-    np.ones((n, 10), np.float32), np.zeros(n, np.int32), np.array([[1, 2], [3, -1], [5, 6], [7, 8]], np.int32),
+    np.ones((n, 10), np.float32), np.zeros(n, np.int32), np.array([[-1, 2, 3]] * n, np.int32),
   )  # fmt: skip
   assembler = BatchAssembler(sample_store, sample_vocabulary, joint_length=96)
   retrieved_id_BR = np.stack([rng.permutation(len(sample_store))[:6] for _ in range(n)]).astype(np.int32)

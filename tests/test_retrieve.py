@@ -102,7 +102,7 @@ def question_queries(token_id, num_tokens):
   none, masks = np.full(num_queries, -1, np.int32), np.zeros((num_queries, 1), np.int32)
   return QueryBatch(
     token_id_BQ, np.array(num_tokens, np.int32), none, np.zeros((num_queries, 2), np.int32), none > 0,
-    masks, masks, masks.astype(np.float32), none, np.zeros((num_queries, 0), np.int32),
+    masks, masks, masks.astype(np.float32), none, none[:, None],
   )  # fmt: skip
 
 
@@ -252,9 +252,9 @@ def test_ict_batch_shows_hard_negatives_whole_behind_the_own_passage(store, voca
   queries = source.draw(np.arange(6))
   alone = BatchAssembler(store, vocabulary, joint_length=32).ict_batch(queries)
   assert alone.passage_BKP.token_id.shape == (6, 1, 32)
-  negative_id_BK = np.array([[(i + 1) % 3, NULL_PASSAGE] for i in queries.passage_id_B], np.int32)
+  negative_id_BK = np.array([[-1, (i + 1) % 3, NULL_PASSAGE] for i in queries.passage_id_B], np.int32)
   batch = BatchAssembler(store, vocabulary, joint_length=32).ict_batch(queries._replace(negative_id_BK=negative_id_BK))
-  for row, (i, _) in enumerate(negative_id_BK.tolist()):
+  for row, (_, i, _) in enumerate(negative_id_BK.tolist()):
     title, body = (words_of(vocabulary, text) for text in ARTICLES[i])
     assert spell(vocabulary, batch.passage_BKP, row, 0) == spell(vocabulary, alone.passage_BKP, row, 0)
     assert spell(vocabulary, batch.passage_BKP, row, 1) == f"[CLS] {title} [SEP] {body} [SEP]"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from realm_jax.batch import NULL_PASSAGE, QueryBatch
+from realm_jax.batch import NO_PASSAGE, NULL_PASSAGE, QueryBatch
 from realm_jax.data.draws import uniform
 from realm_jax.data.queries import QuerySource
 
@@ -18,10 +18,11 @@ class HardNegativeSource:
     """neighbour_id_NR has the rows of passages that are similar to each of the N, -1 where there are fewer than R."""
     self._source, self._neighbour_id_NR, self._seed = source, neighbour_id_NR, seed
     self._num_negatives = num_negatives
-    if num_negatives > neighbour_id_NR.shape[1]:
+    num_neighbours = neighbour_id_NR.shape[1]
+    if not 1 <= num_negatives <= num_neighbours:
       raise ValueError(
-        f"num_hard_negatives={num_negatives}, but only {neighbour_id_NR.shape[1]} neighbours of a passage were mined; "
-        f"lower it, or run realm mine_negatives --num_neighbours={num_negatives}"
+        f"num_hard_negatives={num_negatives}, expected 1 to {num_neighbours}, the neighbours that were mined for "
+        "each passage; set it so, or run realm mine_negatives with another --num_neighbours and --output"
       )
 
   def draw(self, number_B: np.ndarray) -> QueryBatch:
@@ -33,4 +34,5 @@ class HardNegativeSource:
     order_BR[neighbour_id_BR < 0] = 1.0  # those that are not there come last
     chosen_BK = np.argsort(order_BR, axis=1, kind="stable")[:, : self._num_negatives]
     negative_id_BK = np.take_along_axis(neighbour_id_BR, chosen_BK, 1)
-    return batch._replace(negative_id_BK=np.where(negative_id_BK < 0, NULL_PASSAGE, negative_id_BK).astype(np.int32))
+    negative_id_BK = np.where(negative_id_BK < 0, NULL_PASSAGE, negative_id_BK).astype(np.int32)
+    return batch._replace(negative_id_BK=np.insert(negative_id_BK, 0, NO_PASSAGE, axis=1))

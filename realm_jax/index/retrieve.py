@@ -67,7 +67,7 @@ class BatchAssembler:
     """Each query's own passage, without its sentence where that is to be removed (section 1.10), then its negatives."""
     title = self._store.title_tokens(queries.passage_id_B)
     own_BP = pack(title, self._shown_body(queries), self._store.passage_length, self._vocabulary)
-    negative_BKP = self._passage_input(queries.negative_id_BK)
+    negative_BKP = self._passage_input(queries.negative_id_BK[:, 1:])
     passage_BKP = Packed(*(np.concatenate([x[:, None], y], 1) for x, y in zip(own_BP, negative_BKP)))
     return IctBatch(query_input(queries), passage_BKP, queries.sentence_is_removed_B)
 
