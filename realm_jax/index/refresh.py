@@ -216,7 +216,7 @@ def follow(
         "stopped? Start it again, then this"
       )
     else:
-      time.sleep(0.2)
+      time.sleep(run_dir.poll)
 
 
 def abstract_tower_params(tower: Tower, passage_length: int) -> Any:

@@ -164,9 +164,10 @@ def _follow(
         export_digest=exports.digest, in_force=adoption, is_loaded=is_loaded, log=log,
     )  # fmt: skip
 
-  return make_follower(
-    make, lambda version: snapshots.load(run_dir, version, store, retrieval_size=size, beside_a_loop=True)
-  )
+  def load(version: int, is_awaited: bool) -> snapshots.Snapshot:
+    return snapshots.load(run_dir, version, store, retrieval_size=size, beside_a_loop=True, is_awaited=is_awaited)
+
+  return make_follower(make, load)
 
 
 def _start_or_resume(
