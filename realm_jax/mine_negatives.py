@@ -1,9 +1,9 @@
 """Finds hard negatives for the stage ict: for each passage of a corpus, those that BM25 takes for similar.
 
   realm mine_negatives --corpus=corpora/mine --output=corpora/mine-negatives
-  realm train --config=configs/ict.py --config.corpus=corpora/mine --config.num_hard_negatives=1 \\
-    --config.hard_negatives=corpora/mine-negatives --workdir=runs/ict
+  realm mine_negatives --corpus=gs://mine/corpora/wiki --output=gs://mine/negatives --num_neighbours=32
 
+Train with --config.hard_negatives=corpora/mine-negatives --config.num_hard_negatives=1 on the same corpus.
 Left out are the passage itself and those that hold one of its sentences. A search that was stopped goes on where it was
 when the same command is given again. Its time grows with the square of the number of passages: docs/loop.md.
 """
