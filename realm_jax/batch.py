@@ -1,7 +1,7 @@
 """What crosses the doors between the rooms: the dimension key and the batch types.
 
 Dimension key (a tensor's name ends in its letters):
-  B queries · K passages per query, null first · R passages in the beam of the early retriever loss
+  B queries · K passages per query · R passages in the beam of the early retriever loss
   Q P J tokens of query, passage, joint input · M masked positions · S answer spans
   N passages in the corpus · D retrieval width · E hidden · H heads · V vocabulary
 """
@@ -35,13 +35,14 @@ class QueryBatch(NamedTuple):
   mask_target_BM: Array  # int32, the token behind each mask
   mask_weight_BM: Array  # float32, 1 where a masked token is predicted
   question_id_B: Array  # int32, row of the question list
+  negative_id_BK: Array  # int32, -1 in the place of its own passage, then its hard negatives, if any are asked for
 
 
 class IctBatch(NamedTuple):
-  """Inverse cloze task: row b of the passages is the positive of query b."""
+  """Inverse cloze task with K passages per query, its own in slot 0, then its hard negatives."""
 
   query_BQ: Packed
-  passage_BP: Packed
+  passage_BKP: Packed
   sentence_is_removed_B: Array
 
 

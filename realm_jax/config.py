@@ -68,6 +68,9 @@ def paper_config(stage: str) -> ConfigDict:
   config.joint_length = 384  # query and passage together, as the reader sees them
   config.max_masks = 10  # predicted tokens of a masked span
   config.removal_rate = 0.9  # ict: share of passages shown without the query's sentence
+  config.num_hard_negatives = 0  # ict: similar passages that each query is told apart from, besides the batch's; the
+  # paper has none
+  config.hard_negatives = ""  # ict: where they are drawn from, made by realm mine_negatives
   config.null_rate = 0.1  # mlm: share of sentences read with the null passage instead of the rest of their passage
   config.distractor_rate = 0.0  # mlm: share of sentences read with another passage
   config.recurring_rate = 0.0  # mlm: share of sentences with a span masked whose tokens the rest of the passage holds

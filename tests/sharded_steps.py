@@ -24,6 +24,7 @@ CORPUS = CorpusSize(num_passages=100, passage_length=24, vocab_size=211)
 def small_config(stage, **fields):
   config = paper_config(stage)
   config.update(batch_size=16, num_passages=3, beam_size=6, query_length=12, joint_length=32, max_masks=3)
+  config.num_hard_negatives = 2  # in ict
   config.model.update(hidden_size=32, num_layers=1, num_heads=4, mlp_size=64, max_length=32, retrieval_size=16)
   config.update(fields)
   return config

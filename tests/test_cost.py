@@ -20,6 +20,7 @@ CORPUS = CorpusSize(num_passages=50, passage_length=40, vocab_size=101)
 def small_config(stage, **model):
   config = paper_config(stage)
   config.update(batch_size=3, num_passages=2, beam_size=7, query_length=16, joint_length=48, max_masks=4)
+  config.num_hard_negatives = 2
   config.model.update(hidden_size=24, num_layers=2, num_heads=3, mlp_size=52, max_length=48, **model)
   config.model.update(retrieval_size=5, span_hidden_size=6, max_span_width=3, dropout_rate=0.0)
   return config

@@ -142,7 +142,7 @@ def test_ict_loss_matches_numpy(float64):
   rng = np.random.default_rng(3)
   query_emb_BD = rng.normal(size=(5, 4))
   passage_emb_BD = np.concatenate([query_emb_BD[:2] * 3, rng.normal(size=(3, 4))])
-  loss, is_correct_B = losses.ict_loss(query_emb_BD, passage_emb_BD)
+  loss, is_correct_B = losses.ict_loss(query_emb_BD, passage_emb_BD[:, None])
   score_BB = query_emb_BD @ passage_emb_BD.T
   expected = -np.mean([score_BB[b, b] - np.log(np.exp(score_BB[b]).sum()) for b in range(5)])
   np.testing.assert_allclose(loss, expected, rtol=1e-12)
@@ -151,8 +151,19 @@ def test_ict_loss_matches_numpy(float64):
 
 
 def test_ict_loss_of_equal_embeddings_is_the_log_of_the_batch():
-  loss, _ = losses.ict_loss(jnp.ones((8, 4)), jnp.ones((8, 4)))
+  loss, _ = losses.ict_loss(jnp.ones((8, 4)), jnp.ones((8, 1, 4)))
   np.testing.assert_allclose(loss, np.log(8), rtol=1e-6)
+
+
+def test_hard_negatives_are_candidates_of_their_own_query_only(float64):
+  """By hand: orthogonal queries, so that a negative that counted for another query would add exp(0)."""
+  query_emb_BD = np.eye(2)
+  passage_emb_BKD = np.array([[[2.0, 0], [3.0, 9], [1.0, 9]], [[0, 5.0], [9, 4.0], [9, 1.0]]])
+  loss, is_correct_B = losses.ict_loss(query_emb_BD, passage_emb_BKD)
+  first = 2 - np.log(np.exp([2, 0, 3, 1]).sum())
+  second = 5 - np.log(np.exp([0, 5, 4, 1]).sum())
+  np.testing.assert_allclose(loss, -(first + second) / 2, rtol=1e-12)
+  assert is_correct_B.tolist() == [False, True]
 
 
 def test_marginal_log_loss_by_enumeration(float64):

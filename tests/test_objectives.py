@@ -410,16 +410,42 @@ def test_questions_without_a_hit_give_no_gradient(retriever, reader, params, que
   assert largest(grads) == 0
 
 
-def test_ict_objective_from_its_parts(retriever, params):
+@pytest.mark.parametrize("num_microbatches", [1, 2])
+@pytest.mark.parametrize("num_negatives", [0, 2])
+def test_ict_objective_from_its_parts(retriever, params, num_negatives, num_microbatches):
   params = {"retriever": params["retriever"]}
-  batch = IctBatch(random_packed((4,), 5, seed=7), random_packed((4,), 6, seed=8), np.zeros(4, bool))
-  loss, metrics, grads = loss_and_gradient(ict_objective(retriever), params, batch)
+  batch = IctBatch(random_packed((4,), 5, seed=7), random_packed((4, 1 + num_negatives), 6, seed=8), np.zeros(4, bool))
+  objective = ict_objective(retriever, num_microbatches=num_microbatches)
+  loss, metrics, grads = loss_and_gradient(objective, params, batch)
   query_emb_BD = np.float64(apply(retriever, "embed_queries", params["retriever"], batch.query_BQ))
-  passage_emb_BD = np.float64(apply(retriever, "embed_passages", params["retriever"], batch.passage_BP))
-  score_BB = query_emb_BD @ passage_emb_BD.T
-  np.testing.assert_allclose(loss, -np.diag(log_softmax(score_BB, 1)).mean(), rtol=1e-5)
-  np.testing.assert_allclose(metrics["ict_accuracy"], (score_BB.argmax(1) == np.arange(4)).mean())
+  passage_emb_BKD = np.float64(apply(retriever, "embed_passages", params["retriever"], batch.passage_BKP))
+  candidates_BCD = [np.concatenate([passage_emb_BKD[:, 0], passage_emb_BKD[b, 1:]]) for b in range(4)]
+  score_BC = np.array([candidate_CD @ query_emb_BD[b] for b, candidate_CD in enumerate(candidates_BCD)])
+  np.testing.assert_allclose(loss, -np.diag(log_softmax(score_BC, 1)).mean(), rtol=1e-5)
+  np.testing.assert_allclose(metrics["ict_accuracy"], (score_BC.argmax(1) == np.arange(4)).mean())
   assert_reaches(grads)
+
+
+def test_a_hard_negative_is_pushed_away_from_its_query(retriever, params):
+  """The passage tower's gradient has a part from each negative: p(negative) <e_q, d e_z>, over the batch."""
+  params = {"retriever": params["retriever"]}
+  batch = IctBatch(random_packed((2,), 5, seed=7), random_packed((2, 2), 6, seed=8), np.zeros(2, bool))
+  grads = loss_and_gradient(ict_objective(retriever), params, batch)[2]["retriever"]["passage_tower"]
+  query_emb_BD = np.float64(apply(retriever, "embed_queries", params["retriever"], batch.query_BQ))
+  passage_emb_BKD = np.float64(apply(retriever, "embed_passages", params["retriever"], batch.passage_BKP))
+  negative_B1 = np.einsum("bd,bkd->bk", query_emb_BD, passage_emb_BKD[:, 1:])
+  prob_BC = softmax(np.concatenate([query_emb_BD @ passage_emb_BKD[:, 0].T, negative_B1], 1), 1)
+  # d loss / d e_z of the first passages and of the negatives.
+  pull_BKD = np.stack([(prob_BC[:, :2] - np.eye(2)).T @ query_emb_BD, prob_BC[:, 2:] * query_emb_BD], 1) / 2
+
+  @jax.jit
+  @jax.grad
+  def gradient(tower_params):
+    emb_BKD = retriever.make_tower().apply({"params": tower_params}, batch.passage_BKP)
+    return (emb_BKD * np.float32(pull_BKD)).sum()
+
+  expected = gradient(params["retriever"]["passage_tower"])
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5), grads, expected)
 
 
 def test_query_passages_and_reader_get_dropout_of_their_own(
@@ -432,7 +458,7 @@ def test_query_passages_and_reader_get_dropout_of_their_own(
     return jax.numpy.zeros(jax.eval_shape(lambda: apply_alone(module, params, *inputs, key=key, method=method)).shape)
 
   monkeypatch.setattr(objectives, "_apply", record)
-  ict_batch = IctBatch(random_packed((4,), 5, seed=7), random_packed((4,), 6, seed=8), np.zeros(4, bool))
+  ict_batch = IctBatch(random_packed((4,), 5, seed=7), random_packed((4, 2), 6, seed=8), np.zeros(4, bool))
   for objective, batch, num_parts in (
     (ict_objective(retriever), ict_batch, 2),
     (masked_word_objective(retriever, reader, per_example=False), masked_batch, 3),

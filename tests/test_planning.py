@@ -109,14 +109,14 @@ def test_abstract_batches_are_those_of_the_assembler(sample_store: PassageStore,
   """Shapes and types, for every stage, of batches that were made."""
   config = {stage: paper_config(stage) for stage in STAGES}
   for stage in config.values():
-    stage.update(batch_size=4, query_length=32, joint_length=96, num_passages=3, beam_size=6)
+    stage.update(batch_size=4, query_length=32, joint_length=96, num_passages=3, beam_size=6, num_hard_negatives=2)
   config["both towers"] = config["finetune"].copy_and_resolve_references()
   config["both towers"].update(trains_passage_tower=True, reads_null_passage=True)
   rng, n = np.random.default_rng(0), 4
   queries = QueryBatch(
     rng.integers(5, 100, (n, 32)).astype(np.int32), np.full(n, 32, np.int32), np.arange(n, dtype=np.int32),
     np.zeros((n, 2), np.int32), np.zeros(n, bool), np.ones((n, 10), np.int32), np.ones((n, 10), np.int32),
-    np.ones((n, 10), np.float32), np.zeros(n, np.int32),
+    np.ones((n, 10), np.float32), np.zeros(n, np.int32), np.array([[-1, 2, 3]] * n, np.int32),
   )  # fmt: skip
   assembler = BatchAssembler(sample_store, sample_vocabulary, joint_length=96)
   retrieved_id_BR = np.stack([rng.permutation(len(sample_store))[:6] for _ in range(n)]).astype(np.int32)

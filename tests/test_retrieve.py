@@ -102,7 +102,7 @@ def question_queries(token_id, num_tokens):
   none, masks = np.full(num_queries, -1, np.int32), np.zeros((num_queries, 1), np.int32)
   return QueryBatch(
     token_id_BQ, np.array(num_tokens, np.int32), none, np.zeros((num_queries, 2), np.int32), none > 0,
-    masks, masks, masks.astype(np.float32), none,
+    masks, masks, masks.astype(np.float32), none, none[:, None],
   )  # fmt: skip
 
 
@@ -271,13 +271,27 @@ def test_ict_batch_removes_exactly_the_sentence(store, vocabulary, removal_rate)
     if batch.sentence_is_removed_B[row]:
       sentences.pop(n)
     expected = f"[CLS] {words_of(vocabulary, title)} [SEP] {' '.join(sentences)} [SEP]"
-    assert spell(vocabulary, batch.passage_BP, row) == expected
-    assert (batch.passage_BP.token_id[row][~batch.passage_BP.is_token[row]] == vocabulary.pad_id).all()
+    assert spell(vocabulary, batch.passage_BKP, row, 0) == expected
+    assert (batch.passage_BKP.token_id[row][~batch.passage_BKP.is_token[row]] == vocabulary.pad_id).all()
     seen.add((int(queries.passage_id_B[row]), n, bool(batch.sentence_is_removed_B[row])))
   flags = {0.0: {False}, 1.0: {True}, 0.5: {False, True}}[removal_rate]
   if removal_rate != 0.5:  # all sentences of all passages came up: the first, middle and last ones too
     assert seen == {(i, n, flag) for i, num in enumerate([3, 3, 2]) for n in range(num) for flag in flags}
   assert {flag for *_, flag in seen} == flags
+
+
+def test_ict_batch_shows_hard_negatives_whole_behind_the_own_passage(store, vocabulary):
+  source = SentenceSource(store, seed=0, query_length=16, max_masks=1, removal_rate=1.0)
+  queries = source.draw(np.arange(6))
+  alone = BatchAssembler(store, vocabulary, joint_length=32).ict_batch(queries)
+  assert alone.passage_BKP.token_id.shape == (6, 1, 32)
+  negative_id_BK = np.array([[-1, (i + 1) % 3, NULL_PASSAGE] for i in queries.passage_id_B], np.int32)
+  batch = BatchAssembler(store, vocabulary, joint_length=32).ict_batch(queries._replace(negative_id_BK=negative_id_BK))
+  for row, (_, i, _) in enumerate(negative_id_BK.tolist()):
+    title, body = (words_of(vocabulary, text) for text in ARTICLES[i])
+    assert spell(vocabulary, batch.passage_BKP, row, 0) == spell(vocabulary, alone.passage_BKP, row, 0)
+    assert spell(vocabulary, batch.passage_BKP, row, 1) == f"[CLS] {title} [SEP] {body} [SEP]"
+    assert spell(vocabulary, batch.passage_BKP, row, 2) == "[CLS] [SEP] [SEP]"
 
 
 @pytest.mark.parametrize("null_rate", [1.0, 0.0, 0.5])

@@ -277,5 +277,6 @@ def _make_batch(tokens: Tokens, query_length: int, max_masks: int, vocabulary: V
     mask_target_BM=np.zeros((num_queries, max_masks), np.int32),
     mask_weight_BM=np.zeros((num_queries, max_masks), np.float32),
     question_id_B=np.full(num_queries, -1, np.int32),
+    negative_id_BK=np.full((num_queries, 1), NO_PASSAGE, np.int32),
   )
   return batch._replace(**{name: value.astype(getattr(batch, name).dtype) for name, value in fields.items()})

@@ -64,11 +64,12 @@ class BatchAssembler:
     self._words = functools.lru_cache(1 << 16)(lambda i: matchable(store.body(i)))
 
   def ict_batch(self, queries: QueryBatch) -> IctBatch:
-    """Each query's own passage, without the query's sentence where it is to be removed (section 1.10)."""
-    body = self._shown_body(queries)
+    """Each query's own passage, without its sentence where that is to be removed (section 1.10), then its negatives."""
     title = self._store.title_tokens(queries.passage_id_B)
-    passage_BP = pack(title, body, self._store.passage_length, self._vocabulary)
-    return IctBatch(query_input(queries), passage_BP, queries.sentence_is_removed_B)
+    own_BP = pack(title, self._shown_body(queries), self._store.passage_length, self._vocabulary)
+    negative_BKP = self._passage_input(queries.negative_id_BK[:, 1:])
+    passage_BKP = Packed(*(np.concatenate([x[:, None], y], 1) for x, y in zip(own_BP, negative_BKP)))
+    return IctBatch(query_input(queries), passage_BKP, queries.sentence_is_removed_B)
 
   def reading_batch(self, queries: QueryBatch) -> ReadingBatch:
     """Each masked sentence with the passage that the query names, without the sentence if that is its own."""
@@ -203,4 +204,4 @@ def find_answers(
 
 
 def _unflatten(packed: Packed, shape: tuple[int, ...]) -> Packed:
-  return Packed(*(x.reshape(*shape, -1) for x in packed))
+  return Packed(*(x.reshape(*shape, x.shape[-1]) for x in packed))

@@ -70,11 +70,17 @@ def question_score_gradient(score_BK: jax.Array, span_logit_BKS: jax.Array, span
   return jnp.where(span_is_gold_BKS.any((1, 2))[:, None], gradient_BK, 0.0)
 
 
-def ict_loss(query_emb_BD: jax.Array, passage_emb_BD: jax.Array) -> tuple[jax.Array, jax.Array]:
-  """In-batch softmax cross-entropy over inner products, row b positive for query b; returns (loss, is_correct [B])."""
-  score_BB = jnp.einsum("bd,cd->bc", query_emb_BD, passage_emb_BD)
-  is_correct_B = score_BB.argmax(1) == jnp.arange(len(score_BB))
-  return -jnp.diagonal(log_softmax(score_BB)).mean(), is_correct_B
+def ict_loss(query_emb_BD: jax.Array, passage_emb_BKD: jax.Array) -> tuple[jax.Array, jax.Array]:
+  """Softmax cross-entropy over inner products; returns (loss, is_correct [B]).
+
+  A query's candidates are the first passages of all queries, of which its own is right, and its own hard negatives: not
+  those of the others, for which nobody has looked whether they are right for it too.
+  """
+  in_batch_BB = jnp.einsum("bd,cd->bc", query_emb_BD, passage_emb_BKD[:, 0])
+  negative_BK = jnp.einsum("bd,bkd->bk", query_emb_BD, passage_emb_BKD[:, 1:])
+  score_BC = jnp.concatenate([in_batch_BB, negative_BK], 1)
+  is_correct_B = score_BC.argmax(1) == jnp.arange(len(score_BC))
+  return -jnp.diagonal(log_softmax(score_BC)).mean(), is_correct_B
 
 
 def marginal_log_loss(logit: jax.Array, is_correct: jax.Array) -> jax.Array:

@@ -53,7 +53,8 @@ def abstract_batch(config: ConfigDict, corpus: CorpusSize) -> Any:
   num_read, num_masks = config.num_passages, config.max_masks
   masks = (array(num_masks), array(num_masks), array(num_masks, dtype=np.float32))
   if config.stage == "ict":
-    return IctBatch(packed(query), packed(corpus.passage_length), array(dtype=np.bool_))
+    num_shown = 1 + config.num_hard_negatives
+    return IctBatch(packed(query), packed(num_shown, corpus.passage_length), array(dtype=np.bool_))
   if config.stage == "mlm":
     return ReadingBatch(packed(joint), *masks)
   if config.stage == "pretrain":

@@ -40,7 +40,12 @@ def step_work(config: ConfigDict, vocab_size: int, passage_length: int) -> Work:
   masked_words = config.max_masks * (2 * size * size + 2 * size * vocab_size)
   queries = (num_queries, config.query_length, tower)
   if config.stage == "ict":
-    encodings = [queries, (num_queries, passage_length, tower + 2 * num_queries * model.retrieval_size)]
+    num_negatives = num_queries * config.num_hard_negatives
+    encodings = [
+      queries,
+      (num_queries, passage_length, tower + 2 * num_queries * model.retrieval_size),  # each is scored for all
+      (num_negatives, passage_length, tower + 2 * model.retrieval_size),
+    ]
   elif config.stage == "mlm":
     encodings = [(num_queries, config.joint_length, masked_words)]
   else:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -14,7 +16,7 @@ from realm_jax.training.microbatches import Objective, map_microbatches
 
 
 def ict_objective(retriever: Retriever, *, num_microbatches: int = 1) -> Objective:
-  """Inverse cloze task with in-batch negatives: the negatives of a query are all passages of the batch.
+  """Inverse cloze task: the negatives of a query are the passages of all other queries, and its own hard negatives.
 
   With microbatches only the embeddings are of the whole batch. The backward pass embeds each microbatch anew, so that
   the activations of one are in memory at a time (Gao et al. 2021, "Scaling Deep Contrastive Learning Batch Size").
@@ -25,14 +27,14 @@ def ict_objective(retriever: Retriever, *, num_microbatches: int = 1) -> Objecti
       query_key, passage_key = jax.random.split(key)
       return (
         _apply(retriever, params, part.query_BQ, key=query_key, method="embed_queries"),
-        _apply(retriever, params, part.passage_BP, key=passage_key, method="embed_passages"),
+        _apply(retriever, params, part.passage_BKP, key=passage_key, method="embed_passages"),
       )
 
     if num_microbatches == 1:
-      query_emb_BD, passage_emb_BD = embed(params["retriever"], batch, key)
+      query_emb_BD, passage_emb_BKD = embed(params["retriever"], batch, key)
     else:
-      query_emb_BD, passage_emb_BD = map_microbatches(embed, params["retriever"], batch, key, num_microbatches)
-    loss, is_correct_B = losses.ict_loss(query_emb_BD, passage_emb_BD)
+      query_emb_BD, passage_emb_BKD = map_microbatches(embed, params["retriever"], batch, key, num_microbatches)
+    loss, is_correct_B = losses.ict_loss(query_emb_BD, passage_emb_BKD)
     return loss, {"loss": loss, "ict_accuracy": is_correct_B.mean()}
 
   return objective

@@ -14,10 +14,12 @@ from ml_collections import ConfigDict
 from realm_jax.batch import MaskedBatch, QueryBatch, ReadingBatch
 from realm_jax.config import make_reader, make_retriever
 from realm_jax.data.mixing import masked_sentences
+from realm_jax.data.negatives import HardNegativeSource
 from realm_jax.data.passages import PassageStore
 from realm_jax.data.queries import QuerySource, QuestionSource, ReadSource, SentenceSource
 from realm_jax.data.questions import read_questions
 from realm_jax.data.vocabulary import Vocabulary
+from realm_jax.index.neighbours import read_neighbours
 from realm_jax.index.retrieve import BatchAssembler, search
 from realm_jax.index.snapshot import Snapshot
 from realm_jax.model.losses import RETRIEVER_LOSSES
@@ -117,9 +119,12 @@ def make_stage(
   if config.mixture and config.stage != "pretrain":
     raise ValueError(f"a mixture is for the stage pretrain; leave config.mixture empty for {config.stage}")
 
+  if config.num_hard_negatives and config.stage != "ict":
+    raise ValueError(f"hard negatives are for the stage ict; leave num_hard_negatives at 0 for {config.stage}")
+
   if config.stage == "ict":
     return Stage(
-      SentenceSource(store, removal_rate=config.removal_rate, **draw),
+      _sentences(config, store, SentenceSource(store, removal_rate=config.removal_rate, **draw)),
       objective,
       needs_index=False,
       frozen=frozen,
@@ -172,6 +177,19 @@ def make_stage(
     frozen=frozen,
     make_batch=make_question_batch,
   )
+
+
+def _sentences(config: ConfigDict, store: PassageStore, source: QuerySource) -> QuerySource:
+  """ICT's queries, with hard negatives if the config asks for them."""
+  if config.num_hard_negatives == 0:
+    return source
+  if not config.hard_negatives:
+    raise ValueError(
+      f"num_hard_negatives={config.num_hard_negatives} needs passages to draw them from: make them with "
+      f"realm mine_negatives --corpus={config.corpus} --output=DIR, and set --config.hard_negatives=DIR"
+    )
+  neighbour_id_NR = read_neighbours(config.hard_negatives, store)
+  return HardNegativeSource(source, neighbour_id_NR, config.num_hard_negatives, seed=config.seed)
 
 
 def _check_num_passages(num_passages: int, corpus_size: int, name: str) -> None:
