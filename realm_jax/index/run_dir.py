@@ -36,6 +36,8 @@ class RunDir:
     self.damaged = self.path / "damaged"
     self.metrics = self.path / "metrics.jsonl"
     self.tensorboard = self.path / "tensorboard"
+    self.wandb_id = self.path / "wandb_id"
+    self.profile = self.path / "profile"
     self.evaluation = self.path / "evaluation"
     self.best = self.path / "best.json"
     self.done = self.path / "DONE"
