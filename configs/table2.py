@@ -35,7 +35,7 @@ def get_config(row):
     config.update(num_steps=120, batch_size=16, num_passages=4)
     config.masking = row if row.startswith("random") else "salient_span"
     config.optimizer.learning_rate = 3e-4
-    config.optimizer.retriever_scale = 0.5
+    config.optimizer.retriever_scale = 0.1  # 0.5 took 6 points of recall@5 in these few steps
     config.optimizer.warmup_steps = 10
     config.index.export_every = 30 * _REFRESH_EVERY if row == "stale" else _REFRESH_EVERY
     config.checkpoint.every = 120
