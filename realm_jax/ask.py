@@ -3,6 +3,7 @@
   realm ask --workdir=runs/finetune "Who discovered radium?"
   realm ask --workdir=runs/finetune --questions=questions.txt --json > answers.jsonl
   realm ask --workdir=runs/finetune --checkpoint=best "Who discovered radium?"
+  realm ask --workdir=runs/finetune --no_answer_above=0.5 "Who discovered radium?"
 
 Without a question it asks for one, until an empty line or the end of input. --questions takes a file with a question
 on each line, or any that  realm evaluate  takes.
@@ -10,6 +11,7 @@ on each line, or any that  realm evaluate  takes.
 
 from __future__ import annotations
 
+import functools
 import json
 import pathlib
 import re
@@ -31,6 +33,10 @@ def define_flags(values: flags.FlagValues) -> None:
   flags.DEFINE_string("workdir", None, "A fine-tuned run directory.", required=True, flag_values=values)
   flags.DEFINE_string("checkpoint", None, "Its step, or best [the newest].", flag_values=values)
   flags.DEFINE_string("questions", None, "A file of questions, answered in its order.", flag_values=values)
+  flags.DEFINE_float(
+    "no_answer_above", None, "Say that there is no answer where the null passage is more probable than this [never].",
+    0.0, 1.0, flag_values=values,
+  )  # fmt: skip
   flags.DEFINE_bool("json", False, "Print one JSON object a line for each question.", flag_values=values)
 
 
@@ -41,7 +47,8 @@ def main(values: flags.FlagValues, positional: list[str]) -> None:
     raise ValueError('an empty question; give one, such as "Who discovered radium?", or none to be asked for it')
   questions = questions_of(values.questions) if values.questions else positional
   open_qa = OpenQA.load(values.workdir, values.checkpoint)
-  form = format_json if values.json else format_answer
+  open_qa.check_no_answer(values.no_answer_above)
+  form = functools.partial(format_json if values.json else format_answer, no_answer_above=values.no_answer_above)
   if not questions:
     for question in _typed():
       print(form(question, open_qa.answer([question])[0], open_qa), flush=True)
@@ -73,22 +80,33 @@ def questions_of(name: str) -> Sequence[str]:
   return [line for line in lines if line]
 
 
-def format_answer(question: str, answer: Answer, open_qa: OpenQA) -> str:
+def format_answer(question: str, answer: Answer, open_qa: OpenQA, *, no_answer_above: float | None = None) -> str:
   """Question, answer with its probability, the passage with the answer marked, and where that came from."""
   marks = ("\033[1;7m", "\033[0m") if sys.stdout.isatty() else ("[[", "]]")
   description = open_qa.store.description
   source = ", ".join(description[field] for field in ("source", "license") if description.get(field))
+  numbers = f"probability {answer.probability:.2f}, retrieval score {answer.retrieval_score:.1f}"
+  if answer.null_probability is not None:
+    numbers += f", no answer {answer.null_probability:.2f}"
+  said = f"{answer.text}  ({numbers})"
+  if answer.is_withheld(no_answer_above):
+    said = f"no answer  (at best {answer.text}: {numbers})"
   return (
     f"Q: {question}\n"
-    f"A: {answer.text}  (probability {answer.probability:.2f}, retrieval score {answer.retrieval_score:.1f})\n"
+    f"A: {said}\n"
     f"   {answer.title}: {answer.marked(*marks)}\n"
     f"   passage {answer.passage_id} of {open_qa.config.corpus}{f' ({source})' if source else ''}\n"
   )
 
 
-def format_json(question: str, answer: Answer, open_qa: OpenQA) -> str:
-  """The same as one line of JSON; start and end are the characters of the passage that the answer covers."""
-  return json.dumps({"question": question, **answer._asdict(), "corpus": open_qa.config.corpus}, ensure_ascii=False)
+def format_json(question: str, answer: Answer, open_qa: OpenQA, *, no_answer_above: float | None = None) -> str:
+  """The same as one line of JSON; start and end are the characters of the passage that the answer covers.
+
+  Where there is no answer, is_answered is false and the rest is the best span all the same.
+  """
+  is_answered = not answer.is_withheld(no_answer_above)
+  record = {"question": question, "is_answered": is_answered, **answer._asdict(), "corpus": open_qa.config.corpus}
+  return json.dumps(record, ensure_ascii=False)
 
 
 def _typed() -> Iterator[str]:

@@ -1,7 +1,7 @@
 """What crosses the doors between the rooms: the dimension key and the batch types.
 
 Dimension key (a tensor's name ends in its letters):
-  B queries · K passages per query, null first · R passages in the beam of the early retriever loss
+  B queries · K passages per query · R passages in the beam of the early retriever loss
   Q P J tokens of query, passage, joint input · M masked positions · S answer spans
   N passages in the corpus · D retrieval width · E hidden · H heads · V vocabulary
 """
@@ -35,13 +35,14 @@ class QueryBatch(NamedTuple):
   mask_target_BM: Array  # int32, the token behind each mask
   mask_weight_BM: Array  # float32, 1 where a masked token is predicted
   question_id_B: Array  # int32, row of the question list
+  negative_id_BK: Array  # int32, -1 in the place of its own passage, then its hard negatives, if any are asked for
 
 
 class IctBatch(NamedTuple):
-  """Inverse cloze task: row b of the passages is the positive of query b."""
+  """Inverse cloze task with K passages per query, its own in slot 0, then its hard negatives."""
 
   query_BQ: Packed
-  passage_BP: Packed
+  passage_BKP: Packed
   sentence_is_removed_B: Array
 
 
@@ -66,15 +67,18 @@ class MaskedBatch(NamedTuple):
 
 
 class QuestionBatch(NamedTuple):
-  """Question answering: a beam for the retriever, its first K passages for the reader."""
+  """Question answering: a beam for the retriever, its first passages for the reader, after the null passage if it has
+  that."""
 
   query_BQ: Packed
-  beam_emb_BRD: Array  # float32, frozen embeddings of the retrieved passages
+  beam_emb_BRD: Array  # float32, the index' embeddings of the retrieved passages
   beam_has_answer_BR: Array  # bool
   joint_BKJ: Packed
-  is_body_BKJ: Array  # bool, passage tokens, where answers may stand
+  is_body_BKJ: Array  # bool, passage tokens, where answers may stand; of the null passage its [SEP], for "no answer"
   gold_start_BKA: Array  # int32, positions of the answers' first tokens, -1 for none
   gold_end_BKA: Array  # int32, positions of the answers' last tokens, -1 for none
+  passage_BKP: Packed | None = None  # the passages that are read, to be embedded anew; None: the index' are taken
+  null_BP: Packed | None = None  # the null passage, if it is read, for the passage tower
 
 
 ReaderBatch = MaskedBatch | QuestionBatch

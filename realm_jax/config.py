@@ -68,13 +68,20 @@ def paper_config(stage: str) -> ConfigDict:
   config.joint_length = 384  # query and passage together, as the reader sees them
   config.max_masks = 10  # predicted tokens of a masked span
   config.removal_rate = 0.9  # ict: share of passages shown without the query's sentence
+  config.num_hard_negatives = 0  # ict: similar passages that each query is told apart from, besides the batch's; the
+  # paper has none
+  config.hard_negatives = ""  # ict: where they are drawn from, made by realm mine_negatives
   config.null_rate = 0.1  # mlm: share of sentences read with the null passage instead of the rest of their passage
   config.distractor_rate = 0.0  # mlm: share of sentences read with another passage
   config.recurring_rate = 0.0  # mlm: share of sentences with a span masked whose tokens the rest of the passage holds
   config.marginalize_per_example = False  # equation 1 of the paper; Google's code marginalises per token
   config.retriever_loss = "joint"  # pretrain, finetune: or emdr2, perplexity_distillation, leave_one_out; these learn
   # from the passages that are read alone, see docs/finetuning.md
+  config.trains_passage_tower = False  # finetune: embed the passages that are read anew in each step, with gradients
+  # into their tower, and refresh the index as in pre-training; False, as in the paper: tower and index are frozen
   config.num_passages = 8  # read for each query; in pre-training one of them is the null passage
+  config.reads_null_passage = False  # finetune: read the null passage besides, whose one span says "no answer": it is
+  # the right one where no passage that is read has a gold span. False, as in the paper: such questions teach nothing
   config.num_inference_passages = 0  # finetune: read for each question when it is answered; 0: num_passages
   config.beam_size = 5000  # finetune: passages in the early retriever loss
 

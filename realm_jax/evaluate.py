@@ -4,6 +4,7 @@
   realm evaluate --workdir=runs/finetune --questions=dev.jsonl --every_checkpoint
   realm evaluate --workdir=runs/finetune --questions=test.jsonl --checkpoint=best
   realm evaluate --workdir=runs/finetune --questions=dev.jsonl --bm25
+  realm evaluate --workdir=runs/pretrain --questions=dev.jsonl --closed_book
   realm evaluate --bm25 --corpus=corpora/mine --questions=dev.jsonl --recall_at=1,5,10,20,50,100
   realm evaluate --predictions=mine.jsonl --questions=dev.jsonl --compare=theirs.jsonl
   realm evaluate --table=runs/ict,runs/pretrain,runs/finetune
@@ -23,6 +24,7 @@ import re
 import sys
 from typing import Any
 
+import tqdm
 from absl import flags
 from etils import epath
 
@@ -36,7 +38,7 @@ from realm_jax.serving.evaluation import KINDS, RECALL_AT, answer_scores, answer
 from realm_jax.serving.evaluation_files import dpr_json, predictions_jsonl, trec_qrels, trec_run
 from realm_jax.serving.evaluation_predictions import read_predictions
 from realm_jax.serving.evaluation_report import make_report
-from realm_jax.serving.evaluation_run import Evaluated, evaluate_run, report_cases
+from realm_jax.serving.evaluation_run import Evaluated, evaluate_run, report_cases, with_closed_book
 
 
 def define_flags(values: flags.FlagValues) -> None:
@@ -48,6 +50,10 @@ def define_flags(values: flags.FlagValues) -> None:
     flag_values=values,
   )  # fmt: skip
   flags.DEFINE_bool("bm25", False, "Take BM25's passages; a fine-tuned run's reader reads them.", flag_values=values)
+  flags.DEFINE_bool(
+    "closed_book", False, "Also let the reader fill in answers without passages, by its masked-word head.",
+    flag_values=values,
+  )  # fmt: skip
   flags.DEFINE_string("corpus", None, "The passage store, where there is no --workdir.", flag_values=values)
   flags.DEFINE_list("recall_at", [str(k) for k in RECALL_AT], "The k of recall@k.", flag_values=values)
   flags.DEFINE_bool(
@@ -57,6 +63,10 @@ def define_flags(values: flags.FlagValues) -> None:
   flags.DEFINE_bool(
     "answerable", False, "Leave out questions without an answer anywhere in the corpus.", flag_values=values
   )
+  flags.DEFINE_float(
+    "no_answer_above", None, "Give no answer where the null passage is more probable than this [never].", 0.0, 1.0,
+    flag_values=values,
+  )  # fmt: skip
   flags.DEFINE_bool("retrieval_only", False, "Measure recall alone.", flag_values=values)
   flags.DEFINE_string(
     "predictions", None, "Score these predictions, a jsonl file, without a model.", flag_values=values
@@ -84,6 +94,8 @@ def main(values: flags.FlagValues, positional: list[str]) -> None:
   store = PassageStore(corpus) if corpus else None
   can_read = config.get("stage") == "finetune"
   reads = can_read and not values.retrieval_only
+  if values.no_answer_above is not None and not reads:
+    raise ValueError("--no_answer_above is for answers: give a fine-tuned run, without --retrieval_only")
   if values.compare and not (reads or values.predictions):
     raise ValueError("--compare needs answers: give a fine-tuned run without --retrieval_only, or --predictions")
   if store and values.answerable:
@@ -135,6 +147,10 @@ def _check(values: flags.FlagValues) -> None:
     raise ValueError("--every_checkpoint takes them all: leave out --checkpoint, --predictions and --bm25")
   if values.predictions and (values.report or values.bm25 or values.retrieval_only):
     raise ValueError("--predictions are scored without passages: leave out --report, --bm25 and --retrieval_only")
+  if values.predictions and values.no_answer_above is not None:
+    raise ValueError("--predictions are scored as they are, an empty one as no answer: leave out --no_answer_above")
+  if values.closed_book and (values.predictions or not values.workdir):
+    raise ValueError("--closed_book needs a reader: give a pre-trained or fine-tuned --workdir, without --predictions")
   if values.answerable and not (values.corpus or values.workdir):
     raise ValueError("--answerable needs the corpus: give --corpus or --workdir")
   if not all(k.isdecimal() and int(k) > 0 for k in values.recall_at):
@@ -181,16 +197,23 @@ def _evaluate(
   """What `evaluate_run` finds, and the facts of it that the result names."""
   facts: dict[str, Any] = {}
   open_qa = None
-  if reads or not values.bm25:
+  if reads or values.closed_book or not values.bm25:
     from realm_jax.serving.open_qa import OpenQA  # noqa: PLC0415 so that --help is quick
 
     open_qa = OpenQA.load(values.workdir, checkpoint)
+    open_qa.check_no_answer(values.no_answer_above)
     facts |= {"params_step": open_qa.snapshot.params_step, "checkpoint": open_qa.step}
   retriever = open_qa if open_qa and not values.bm25 else Bm25(store)
   recall_at = sorted({int(k) for k in values.recall_at})
   reader = open_qa if reads else None
-  evaluated = evaluate_run(retriever, reader, store, questions, recall_at=recall_at, regex=regex)
-  return evaluated, facts | {"outcomes": {kind: evaluated.kinds.count(kind) for kind in KINDS}}
+  evaluated = evaluate_run(
+      retriever, reader, store, questions, recall_at=recall_at, regex=regex, no_answer_above=values.no_answer_above
+  )  # fmt: skip
+  facts |= {"outcomes": {kind: evaluated.kinds.count(kind) for kind in KINDS}}
+  if open_qa and values.closed_book:
+    filled_in = tqdm.tqdm(open_qa.closed_book_answers([q.question for q in questions]), "closed book", len(questions))
+    evaluated = with_closed_book(evaluated, list(filled_in), questions, regex=regex)
+  return evaluated, facts | ({"selective": evaluated.selective} if reader else {})
 
 
 def result_name(questions: str) -> str:
@@ -213,8 +236,11 @@ def _write(
       "trec": trec_run(store, evaluated.retrieved, f"{run_dir.path.name}.{name}"),
       "qrels": trec_qrels(store, evaluated.retrieved),
     }
-    if evaluated.answers:
-      contents["predictions.jsonl"] = predictions_jsonl(questions, [a[0] for a in evaluated.answers])
+    if evaluated.answers and evaluated.predictions:
+      best = [a[0] for a in evaluated.answers]
+      contents["predictions.jsonl"] = predictions_jsonl(questions, evaluated.predictions, best)
+    if evaluated.closed_book:
+      contents["closed_book.jsonl"] = predictions_jsonl(questions, evaluated.closed_book)
     run_dir.evaluation.mkdir(parents=True, exist_ok=True)
     for suffix, content in contents.items():
       run_dir.files.replace(run_dir.evaluation / f"{name}.{suffix}", content)
@@ -233,11 +259,22 @@ def _index_use(run_dir: RunDir) -> dict[str, float]:
   """Snapshots adopted, and the mean age of the one in force over all steps."""
   if not run_dir.adoption_steps():
     return {}
-  lines = [json.loads(line) for line in run_dir.metrics.read_text().splitlines()]
+  lines = [line for line in map(_metrics, (run_dir.files.read(run_dir.metrics) or b"").splitlines()) if line]
+  if not lines:
+    return {}
   steps = [line["step"] for line in lines]
   weights = [b - a for a, b in zip([0, *steps], steps)]
   age = sum(line["index_age"] * w for line, w in zip(lines, weights)) / sum(weights)
   return {"snapshots": len(run_dir.adoption_steps()), "mean_index_age": age}
+
+
+def _metrics(line: bytes) -> dict[str, float]:
+  """Of a step with an index; empty where the line is being written, or was when the run was killed."""
+  try:
+    metrics = json.loads(line)
+  except ValueError:
+    return {}
+  return metrics if "index_age" in metrics else {}
 
 
 def format_table(workdirs: list[str]) -> str:

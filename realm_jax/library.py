@@ -14,7 +14,8 @@
   answer = reader.answer(["Who discovered radium?"])[0]
   print(answer.text, answer.probability, answer.marked())
 
-What they write is a run directory as any other, for  realm ask, evaluate, inspect  and OpenQA.load.
+What they write is a run directory as any other, for  realm ask, evaluate, inspect  and OpenQA.load. Called again with
+the same, finetune goes on where it was stopped.
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping
 from typing import Any
+
+from etils import epath
 
 from realm_jax.config import make_tower, paper_config, stored_config
 from realm_jax.data.build import build_passages
@@ -47,14 +50,16 @@ def open_qa(model: str, documents: Iterable[tuple[str, str]], *, workdir: str) -
     workdir: a run directory to write, with the corpus in it.
 
   Raises:
-    FileExistsError: workdir holds a run or a corpus.
+    FileExistsError: workdir holds a run, or a corpus of other documents.
     FileNotFoundError: the model has no checkpoint, or its corpus, whose vocabulary is taken, is gone.
     ValueError: there is no document with text.
   """
-  source = RunDir(model)
+  source, run_dir = RunDir(model), RunDir(workdir)
   config = stored_config(source.read_config())
   step, params = restore_params(source)
-  run_dir, store = _new_run(workdir, documents, PassageStore(config.corpus))
+  if run_dir.config.exists():
+    raise FileExistsError(_in_use(workdir))
+  store = _own_corpus(run_dir, documents, PassageStore(config.corpus))
   config.corpus = str(store.path)
   tower_params = passage_tower_params(params["retriever"])
   tower, vocabulary = make_tower(config.model, store.description["vocabulary_size"]), store.vocabulary()
@@ -78,21 +83,28 @@ def finetune(
 ) -> OpenQA:
   """Fine-tunes a run's model on questions with answers that stand in the documents.
 
+  A call that was stopped goes on from its newest checkpoint when it is made again with the same arguments; only the
+  number of steps may be another. A call that is done returns what it made.
+
   Args:
     model: a run directory of any stage with a retriever; the newest checkpoint is taken.
     documents: as for `open_qa`.
     questions: questions, each with one answer, which is to be found verbatim in the documents.
-    workdir: as for `open_qa`.
+    workdir: a run directory to write, or one that this call has begun.
     settings: fields of the config, such as {"num_steps": 500, "optimizer.learning_rate": 1e-4}; the rest is as in
       paper_config("finetune"), but for batches of 16, 1,000 steps and the model's own sizes and lengths.
 
   Raises:
-    as `open_qa`, and ValueError where there is no question.
+    FileExistsError: workdir holds another run, or one of other documents or questions.
+    FileNotFoundError: as `open_qa`.
+    ValueError: there is no document or no question, or workdir's run has other settings.
   """
-  source = stored_config(RunDir(model).read_config())
-  run_dir, store = _new_run(workdir, documents, PassageStore(source.corpus))
-  lines = (json.dumps({"question": question, "answer": [answer]}) + "\n" for question, answer in questions)
-  (run_dir.path / "questions.jsonl").write_text("".join(lines))
+  source, run_dir = stored_config(RunDir(model).read_config()), RunDir(workdir)
+  if run_dir.config.exists() and not (run_dir.path / "documents.jsonl").exists():
+    raise FileExistsError(_in_use(workdir))
+  store = _own_corpus(run_dir, documents, PassageStore(source.corpus))
+  lines = ({"question": question, "answer": [answer]} for question, answer in questions)
+  _write_lines(run_dir, "questions.jsonl", lines, is_used=run_dir.config.exists())
   config = paper_config("finetune")
   config.model.update(source.model)
   config.model.towers_are_shared = False
@@ -108,20 +120,29 @@ def finetune(
   return OpenQA.load(workdir)
 
 
-def _new_run(workdir: str, documents: Iterable[tuple[str, str]], like: PassageStore) -> tuple[RunDir, PassageStore]:
-  """A run directory with a corpus of the documents, with the vocabulary and passage length of another corpus."""
-  run_dir = RunDir(workdir)
-  if run_dir.config.exists() or (run_dir.path / "corpus").exists():
-    raise FileExistsError(f"{workdir} is in use; open what is there with OpenQA.load, or choose another workdir")
-  run_dir.path.mkdir(parents=True, exist_ok=True)
-  articles = run_dir.path / "documents.jsonl"
-  articles.write_text(
-    "".join(
-      json.dumps({"id": str(i), "title": title, "text": text}) + "\n" for i, (title, text) in enumerate(documents)
-    )
-  )
-  build_passages(
-    str(articles), run_dir.path / "corpus", vocabulary=like.vocabulary(), passage_length=like.passage_length,
-    tagger=make_tagger("rules"),
-  )  # fmt: skip
-  return run_dir, PassageStore(run_dir.path / "corpus")
+def _own_corpus(run_dir: RunDir, documents: Iterable[tuple[str, str]], like: PassageStore) -> PassageStore:
+  """A corpus of the documents below the run, with the vocabulary and passage length of another; made once."""
+  path = run_dir.path / "corpus"
+  lines = ({"id": str(i), "title": title, "text": text} for i, (title, text) in enumerate(documents))
+  articles = _write_lines(run_dir, "documents.jsonl", lines, is_used=path.exists())
+  if not path.exists():
+    build_passages(
+      str(articles), path, vocabulary=like.vocabulary(), passage_length=like.passage_length,
+      tagger=make_tagger("rules"),
+    )  # fmt: skip
+  return PassageStore(path)
+
+
+def _write_lines(run_dir: RunDir, name: str, lines: Iterable[Mapping[str, Any]], *, is_used: bool) -> epath.Path:
+  """A file of JSON lines; one that something was made of must be the same."""
+  path, text = run_dir.path / name, "".join(json.dumps(line) + "\n" for line in lines)
+  if not is_used:
+    run_dir.path.mkdir(parents=True, exist_ok=True)
+    run_dir.files.replace(path, text)
+  elif run_dir.files.read(path) != text.encode():
+    raise FileExistsError(f"{path} holds others than those given; give the same ones to go on, or another workdir")
+  return path
+
+
+def _in_use(workdir: str) -> str:
+  return f"{workdir} is in use; open what is there with OpenQA.load, or choose another workdir"

@@ -38,6 +38,7 @@ def main(values: flags.FlagValues, positional: list[str]) -> None:
   os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
   os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
   os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5litepod-4")
+  os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")  # beside another plan: libtpu's lock is for TPUs
   from realm_jax.data.passages import PassageStore  # noqa: PLC0415 as above
   from realm_jax.training.abstract_step import CorpusSize  # noqa: PLC0415
   from realm_jax.training.plan_report import describe  # noqa: PLC0415

@@ -2,7 +2,8 @@
 
   realm serve --workdir=runs/finetune
 
-It listens on this machine alone. To be reached from others, say where to listen and under which names:
+A newer checkpoint or index of the run is taken into use without a restart. It listens on this machine alone. To be
+reached from others, say where to listen and under which names:
 
   realm serve --workdir=runs/finetune --host=0.0.0.0 --allowed_hosts=qa.example.org
 """
@@ -35,6 +36,9 @@ def define_flags(values: flags.FlagValues) -> None:
   )  # fmt: skip
   flags.DEFINE_float("requests_per_second", 50, "Questions of one address; more get 429.", 0.01, flag_values=values)
   flags.DEFINE_integer("max_waiting", 64, "Questions that wait at most; more get 429.", 1, flag_values=values)
+  flags.DEFINE_float(
+    "look_every", 10, "Seconds between looks for a newer checkpoint or index; 0: none.", 0, flag_values=values
+  )
   flags.DEFINE_float("timeout", 10, "Seconds until a question gets 503.", 0.1, flag_values=values)
 
 
@@ -45,17 +49,21 @@ def main(values: flags.FlagValues, positional: list[str]) -> None:
   try:
     import uvicorn  # noqa: PLC0415 an extra
 
-    from realm_jax.serving import open_qa, web  # noqa: PLC0415 after the flags, so that --help is quick
+    from realm_jax.serving import follower, open_qa, web  # noqa: PLC0415 after the flags, so that --help is quick
   except ModuleNotFoundError as error:
     if error.name not in ("fastapi", "uvicorn"):
       raise
     raise ImportError(f"realm serve needs {error.name}:  pip install 'realm_jax[serve]'") from error
   listening = listen(values.host, values.port)
+  # Before the run is loaded: what comes meanwhile is newer.
+  following = follower.RunFollower(values.workdir, values.checkpoint, log=lambda line: print(line, file=sys.stderr))
   app = web.create_app(
     open_qa.OpenQA.load(values.workdir, values.checkpoint),
     allowed_hosts=tuple(hosts),
     limits=web.Limits(values.requests_per_second, values.max_waiting, values.timeout),
     exact=values.exact,
+    look=following.look,
+    look_every=values.look_every,
   )
   config = uvicorn.Config(
       app, log_level="warning", access_log=False, ws="none", proxy_headers=False, server_header=False,

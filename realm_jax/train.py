@@ -4,6 +4,7 @@
 
 Any field of the config can be set as --config.a.b=value. A run that was stopped goes on from its newest checkpoint when
 it is started again. pretrain and finetune wait for an index: run  realm refresh_index --workdir=...  beside them.
+--config.tensorboard=True, --wandb and --profile show more of a run: docs/inspect.md.
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ from realm_jax.index.run_dir import RunDir
 def define_flags(values: flags.FlagValues) -> None:
   config_flags.DEFINE_config_file("config", None, "The experiment's config file.", lock_config=True, flag_values=values)
   flags.DEFINE_string("workdir", None, "The run directory.", required=True, flag_values=values)
+  flags.DEFINE_string("profile", None, "Trace these steps: 10:13, the three after the 10th.", flag_values=values)
+  flags.DEFINE_string("wandb", None, "A project of Weights & Biases that gets the metrics.", flag_values=values)
   multihost.define_flags(values)
 
 
@@ -30,7 +33,10 @@ def main(values: flags.FlagValues, positional: list[str]) -> None:
   if positional or values.config is None:
     raise ValueError("give --config=FILE.py and --workdir=DIR, and nothing else")
   with multihost.joined(values):
-    train(values.config, RunDir(values.workdir), log=print if is_first() else lambda line: None)
+    train(
+        values.config, RunDir(values.workdir), profile=values.profile, wandb=values.wandb,
+        log=print if is_first() else lambda line: None,
+    )  # fmt: skip
 
 
 if __name__ == "__main__":

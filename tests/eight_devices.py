@@ -26,9 +26,10 @@ def small_config(stage, **model):
   return config
 
 
-def measured(**mesh):
+def measured(stage="pretrain", num_microbatches=1, **mesh):
   """The compiler's count over our own, and the collectives of a step on 8 devices."""
-  config = small_config("pretrain")
+  config = small_config(stage)
+  config.num_microbatches = num_microbatches
   config.mesh.update(mesh)
   topology = Topology("8 devices", CHIPS["v5e"], "2x4")
   plan = planning.make_plan(config, topology, CORPUS, jax.devices(), finds_largest=False, log=lambda line: None)
@@ -91,6 +92,8 @@ if __name__ == "__main__":
       {
         "step": measured(),
         "cube": measured(fsdp=2, tensor=2),
+        "in parts": measured(num_microbatches=2),
+        "ict in parts": measured("ict", num_microbatches=2),
         "splash": splash_error(),
         "collectives": known_collectives(),
       }

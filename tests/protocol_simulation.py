@@ -315,7 +315,7 @@ def in_memory(world: World) -> contextlib.ExitStack:
       files.replace(directory / name, piece)
     return {name: digest(piece) for name, piece in pieces.items()}
 
-  def read_data(directory, manifest, *, beside_a_loop=False):
+  def read_data(directory, manifest):
     pieces = []
     for name, wanted in manifest["file_digest"].items():
       piece = files.read(directory / name)

@@ -24,6 +24,7 @@ CORPUS = CorpusSize(num_passages=100, passage_length=24, vocab_size=211)
 def small_config(stage, **fields):
   config = paper_config(stage)
   config.update(batch_size=16, num_passages=3, beam_size=6, query_length=12, joint_length=32, max_masks=3)
+  config.num_hard_negatives = 2  # in ict
   config.model.update(hidden_size=32, num_layers=1, num_heads=4, mlp_size=64, max_length=32, retrieval_size=16)
   config.update(fields)
   return config
@@ -88,7 +89,11 @@ def compared(config, meshes):
 def main(stages):
   cube = {"mesh": {"fsdp": 2, "tensor": 2}}
   layouts = {f"{n} devices": (n, {}) for n in (2, 4, 8)} | {"2 x 2 x 2": (8, cube)}
-  parts = {"4 parts": (1, {"num_microbatches": 4}), "2 parts on 2 x 2 x 2": (8, {"num_microbatches": 2} | cube)}
+  parts = {
+    "4 parts": (1, {"num_microbatches": 4}),
+    "2 parts on 4 devices": (4, {"num_microbatches": 2}),
+    "2 parts on 2 x 2 x 2": (8, {"num_microbatches": 2} | cube),
+  }
   still = {"model": {"dropout_rate": 0.0, "embedding_dropout_rate": 0.0}}  # each part has masks of its own
   return {
     stage: compared(small_config(stage), layouts) | compared(small_config(stage, **still), parts) for stage in stages

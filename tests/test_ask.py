@@ -74,11 +74,32 @@ def test_json_has_what_the_answer_is_made_of(realm_ask, open_qa, sample_store):
   _, out, _ = realm_ask("--json", "Who?", "Où?")
   lines = out.splitlines()
   assert [json.loads(line) for line in lines] == [
-    {"question": q, **a._asdict(), "corpus": str(sample_store.path)} for q, a in zip(["Who?", "Où?"], answers)
+    {"question": q, "is_answered": True, **a._asdict(), "corpus": str(sample_store.path)}
+    for q, a in zip(["Who?", "Où?"], answers)
   ]
   assert '"Où?"' in lines[1]
   for line in map(json.loads, lines):
     assert line["passage"][line["start"] : line["end"]] == line["text"] and 0 < line["probability"] <= 1
+
+
+def test_no_answer_where_the_null_passage_is_more_probable(open_qa):
+  (answer,) = open_qa.answer(["Who?"])
+  assert answer.null_probability is None and not answer.is_withheld(0.0)  # this run doesn't read the null passage
+  answer = answer._replace(null_probability=0.75)
+  for above, is_withheld in ((None, False), (0.8, False), (0.75, False), (0.7, True)):
+    line = ask.format_answer("Who?", answer, open_qa, no_answer_above=above).splitlines()[1]
+    numbers = f"probability {answer.probability:.2f}, retrieval score {answer.retrieval_score:.1f}, no answer 0.75"
+    assert line == (
+      f"A: no answer  (at best {answer.text}: {numbers})" if is_withheld else f"A: {answer.text}  ({numbers})"
+    )
+    record = json.loads(ask.format_json("Who?", answer, open_qa, no_answer_above=above))
+    assert (record["is_answered"], record["null_probability"]) == (not is_withheld, 0.75)
+
+
+def test_no_answer_is_refused_where_it_was_not_learnt(realm_ask):
+  status, out, err = realm_ask("--no_answer_above=0.5", "Who?")
+  assert (status, out) == (1, "")
+  assert "fine-tune one with --config.reads_null_passage=True, or leave out --no_answer_above" in err
 
 
 def test_questions_of_a_text_file_are_answered_in_order_with_a_bar(realm_ask, tmp_path, monkeypatch):

@@ -105,7 +105,7 @@ def test_realm_debug_shows_where(monkeypatch):
 
 def test_fields_of_the_config_are_set_by_flags(monkeypatch):
   seen = []
-  monkeypatch.setattr("realm_jax.training.loop.train", lambda config, run_dir, log: seen.append((config, run_dir)))
+  monkeypatch.setattr("realm_jax.training.loop.train", lambda config, run_dir, **_: seen.append((config, run_dir)))
   argv = list(sys.argv)
   arguments = [
     f"--config={CONFIGS}/demo.py:ict",

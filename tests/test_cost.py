@@ -1,6 +1,7 @@
 """The arithmetic of a step against a count of every matrix product in its trace, and against numbers by hand."""
 
 import math
+import types
 
 import jax
 import numpy as np
@@ -8,7 +9,7 @@ import pytest
 
 from realm_jax.config import STAGES, paper_config
 from realm_jax.training.abstract_step import CorpusSize, abstract_batch
-from realm_jax.training.cost import step_time, step_work
+from realm_jax.training.cost import peak_seconds, step_time, step_work
 from realm_jax.training.stages import make_objective
 from realm_jax.training.start import abstract_params
 from realm_jax.training.topology import CHIPS
@@ -19,6 +20,7 @@ CORPUS = CorpusSize(num_passages=50, passage_length=40, vocab_size=101)
 def small_config(stage, **model):
   config = paper_config(stage)
   config.update(batch_size=3, num_passages=2, beam_size=7, query_length=16, joint_length=48, max_masks=4)
+  config.num_hard_negatives = 2
   config.model.update(hidden_size=24, num_layers=2, num_heads=3, mlp_size=52, max_length=48, **model)
   config.model.update(retrieval_size=5, span_hidden_size=6, max_span_width=3, dropout_rate=0.0)
   return config
@@ -37,10 +39,12 @@ def product_flops(jaxpr):
   return total
 
 
-@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("stage", [*STAGES, "finetune, both towers"])
 @pytest.mark.parametrize("remat", ["none", "layer", "dots"])
 def test_every_product_of_the_trace_is_counted(stage, remat):
+  stage, both_towers, _ = stage.partition(", both towers")
   config = small_config(stage, remat=remat)
+  config.trains_passage_tower = config.reads_null_passage = bool(both_towers)
   objective, params = make_objective(config, CORPUS.vocab_size), abstract_params(config, CORPUS.vocab_size)
   batch, key = abstract_batch(config, CORPUS), jax.eval_shape(lambda: jax.random.key(0))
   jaxpr = jax.make_jaxpr(jax.grad(objective, has_aux=True))(params, batch, key).jaxpr
@@ -89,3 +93,10 @@ def test_time_is_that_of_what_takes_longest():
   np.testing.assert_allclose(times, (0.1, 0.2, 0.01))
   assert (times.bound, times.seconds) == ("memory", times.memory)
   assert step_time(chip, 1e15, 0, 0).bound == "arithmetic" and step_time(chip, 0, 0, 1e12).bound == "interconnect"
+
+
+def test_a_step_at_the_peak_of_its_devices():
+  config = small_config("pretrain")
+  chips = [types.SimpleNamespace(device_kind="TPU v5 lite")] * 8
+  assert peak_seconds(config, 101, 40, chips) == step_work(config, 101, 40).needed / (8 * 197e12)
+  assert peak_seconds(config, 101, 40, jax.devices("cpu")) is None

@@ -96,6 +96,8 @@ def test_fine_tuning_evaluation_and_asking(pretrained, corpus):
   assert tree_digest(retriever["passage_tower"]) == tree_digest(pretrained_tower)
   assert tree_digest(retriever["query_tower"]) != tree_digest(pretrained_tower)
 
+  assert [line["index_age"] for line in lines_of(qa)] == [0, 0, 0, 0]
+
   questions = corpus.parent / "questions.jsonl"
   lines = SAMPLE_QUESTIONS["test"].read_text(encoding="utf-8").splitlines(keepends=True)[:10]
   questions.write_text("".join(lines), encoding="utf-8")

@@ -115,11 +115,17 @@ class Reader:
   def retrieve(self, questions, k):
     return np.tile(-np.arange(float(k)), (len(questions), 1)), np.tile(np.arange(k), (len(questions), 1))
 
+  def check_no_answer(self, no_answer_above):
+    assert no_answer_above in (None, 0.25)
+
+  def closed_book_answers(self, questions):
+    return (self.store.body(0).split()[0] if q == "who?" else "nothing" for q in questions)
+
   def read(self, questions, score_BK, passage_id_BK):
     bodies = [self.store.body(i) for i in range(2)]
     words = [body.split()[0] for body in bodies]
     answers = [
-      Answer(words[i], 0.6 - i / 2, self.store.id(i), self.store.title(i), bodies[i], 0, len(words[i]), 1.0, 1.0)
+      Answer(words[i], 0.6 - i / 2, self.store.id(i), self.store.title(i), bodies[i], 0, len(words[i]), 1.0, 1.0, 0.5)
       for i in range(2)
     ]
     return [answers for _ in questions]
@@ -154,6 +160,23 @@ def test_a_fine_tuned_run_leaves_its_files(run, files, sample_store, capsys, fla
   assert page.count("<mark>") == 3 * 2 and 'aria-label="loss"' in page
   assert cli.run(["evaluate", f"--table={run.path}"]) == 0
   assert f"run {name}" in capsys.readouterr().out
+
+
+def test_no_answer_and_closed_book(run, files, capsys):
+  command = ["evaluate", f"--workdir={run.path}", f"--questions={files / 'q.jsonl'}"]
+  assert cli.run([*command, "--no_answer_above=0.25", "--closed_book"]) == 0
+  result = json.loads(capsys.readouterr().out)
+  assert (result["exact_match"], result["closed_book_exact_match"]) == (0.0, 33.33)
+  assert result["selective"]["answered"] == 0.0 and result["selective"]["exact_match_answered"] is None
+  assert "closed_book_f1" in result["interval_95"]
+  lines = {
+    name: [json.loads(line) for line in (run.evaluation / f"q.{name}.jsonl").read_text().splitlines()]
+    for name in ("predictions", "closed_book")
+  }
+  assert [line["prediction"] for line in lines["predictions"]] == [""] * 3
+  assert [line["prediction"] for line in lines["closed_book"]][1:] == ["nothing"] * 2
+  assert cli.run([*command, "--retrieval_only", "--no_answer_above=0.25"]) == 1
+  assert "--no_answer_above is for answers" in capsys.readouterr().err
 
 
 def test_the_best_of_every_checkpoint_is_evaluated(run, files, capsys, monkeypatch):
@@ -198,6 +221,9 @@ def test_retrieval_only_reads_nothing(run, files, capsys):
     (["--questions=q.jsonl"], "give --questions with --workdir"),
     (["--questions=q.jsonl", "--workdir=w", "--corpus=c"], "a run is evaluated over its own corpus"),
     (["--questions=q.jsonl", "--workdir=w", "--bm25", "--every_checkpoint"], "--every_checkpoint takes them all"),
+    (["--questions=q.jsonl", "--predictions=p", "--no_answer_above=0.5"], "--predictions are scored as they are"),
+    (["--questions=q.jsonl", "--predictions=p", "--closed_book"], "--closed_book needs a reader"),
+    (["--questions=q.jsonl", "--bm25", "--corpus=c", "--closed_book"], "--closed_book needs a reader"),
     (["--questions=q.jsonl", "--predictions=p", "--report=r"], "--predictions are scored without passages"),
     (["--questions=q.jsonl", "--predictions=p", "--answerable"], "--answerable needs the corpus"),
     (["--questions=q.jsonl", "--predictions=p", "--recall_at=1,x"], "--recall_at=1,x: give numbers"),

@@ -11,7 +11,7 @@ from realm_jax.data.passages import PassageStore
 from realm_jax.data.questions import Question
 from realm_jax.data.spans import NoTagger
 from realm_jax.serving.evaluation import KINDS
-from realm_jax.serving.evaluation_run import evaluate_run, report_cases
+from realm_jax.serving.evaluation_run import evaluate_run, report_cases, with_closed_book
 from realm_jax.serving.open_qa import Answer
 
 TEXTS = ["Paris is big", "Rome is old", "Oslo is cold", "Bern is small", "Lima is far"]
@@ -43,24 +43,25 @@ class Table:
 
   config = types.SimpleNamespace(num_passages=2)
 
-  def __init__(self):
-    self.given = []
+  def __init__(self, null_probability=()):
+    self.given, self.null_probability = [], dict(null_probability)
 
   def retrieve(self, questions, k):
     rows = [passages[:k] for kind, _, passages, _ in CASES if kind in questions]
     return np.tile(np.arange(9.0, 0, -1)[:k], (len(rows), 1)), np.array(rows)
 
   def read(self, questions, score_BK, passage_id_BK):
-    self.given += score_BK.tolist()
+    self.given += [None] * len(questions) if score_BK is None else score_BK.tolist()
     answers = []
-    for question, scores, row in zip(questions, score_BK.tolist(), passage_id_BK.tolist()):
+    for question, row in zip(questions, passage_id_BK.tolist()):
       (best, word) = next(marked for kind, _, _, marked in CASES if kind == question)
-      spans = [(i, word if i == best else "is", score) for i, score in zip(row, scores)]
+      spans = [(i, word if i == best else "is") for i in row]
       spans.sort(key=lambda span: span[0] != best)
+      null = self.null_probability.get(question)
       answers.append(
         [
-          Answer(w, 0.5, f"p{i}", f"T{i}", TEXTS[i], TEXTS[i].index(w), TEXTS[i].index(w) + len(w), score, 1.0)
-          for i, w, score in spans
+          Answer(w, 0.5, f"p{i}", f"T{i}", TEXTS[i], TEXTS[i].index(w), TEXTS[i].index(w) + len(w), 2.0, 1.0, null)
+          for i, w in spans
         ]
       )
     return answers
@@ -84,9 +85,33 @@ def test_each_outcome(store):
 def test_of_another_retriever_the_reader_sees_no_scores(store):
   reader = Table()
   evaluated = evaluate_run(Table(), reader, store, QUESTIONS, recall_at=[1])
-  assert reader.given == [[0.0, 0.0]] * 5
+  assert reader.given == [None] * 5
   assert evaluated.retrieved.score_BK[0].tolist() == [9.0, 8.0]  # the files have BM25's
   assert evaluated.retrieved.passage_id_BK.shape == (5, 2)  # as many as are read
+
+
+def test_answers_that_are_withheld_are_wrong_and_counted(store):
+  """Of the five questions three are answered, one of them rightly; the alias is withheld, which is none then."""
+  null_probability = {"right": 0.1, "alias": 0.8, "not read": 0.3, "not retrieved": 0.5, "not in the corpus": 0.9}
+  model = Table(null_probability)
+  evaluated = evaluate_run(model, model, store, QUESTIONS, recall_at=[1], no_answer_above=0.5)
+  assert evaluated.predictions == ["Rome", "", "Rome", "Paris", ""]
+  assert evaluated.scores["exact_match"].tolist() == [1, 0, 0, 0, 0]
+  assert evaluated.kinds == ["right", "not in the corpus", "not read", "not retrieved", "not in the corpus"]
+  assert evaluated.selective == {
+    "answered": 60.0, "exact_match_answered": 33.33, "exact_match_of_surest": {"25": 50.0, "50": 33.33, "75": 25.0},
+    "exact_match_of_least_null": {"25": 50.0, "50": 33.33, "75": 25.0},
+    "null_auc": 1.0,  # the passages read answer the first and the third question
+  }  # fmt: skip
+  assert report_cases(evaluated, store, QUESTIONS)[1].prediction == ""
+
+
+def test_closed_book_scores_stand_beside_the_others(store):
+  evaluated = evaluate_run(Table(), None, store, QUESTIONS, recall_at=[1])
+  with_both = with_closed_book(evaluated, ["rome", "rome", "Bern", "bern", "far"], QUESTIONS, regex=False)
+  assert with_both.scores.keys() - evaluated.scores.keys() == {"closed_book_exact_match", "closed_book_f1"}
+  assert with_both.scores["closed_book_exact_match"].tolist() == [1, 0, 0, 1, 0]
+  assert with_both.scores["closed_book_f1"].tolist() == pytest.approx([1, 2 / 3, 0, 1, 0])
 
 
 def test_retrieval_alone(store):

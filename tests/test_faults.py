@@ -9,7 +9,7 @@ import faults
 import processes
 import pytest
 
-from realm_jax.index import snapshot
+from realm_jax.index import snapshot, snapshot_data
 from realm_jax.index.digest import tree_digest
 from realm_jax.index.files import Files
 from realm_jax.index.params import restore_params
@@ -97,7 +97,7 @@ def test_an_indexer_whose_disk_fails_leaves_what_was_published(tmp_path, sample_
   def fail(*arguments):
     raise OSError(errno.EIO, "Input/output error")
 
-  for target, name in [(snapshot, "write_data"), (Files, "create"), (snapshot, "file_digests")]:
+  for target, name in [(snapshot, "write_data"), (Files, "create"), (snapshot_data, "file_digests")]:
     with monkeypatch.context() as patched:
       patched.setattr(target, name, fail)
       with pytest.raises(OSError, match="Input/output error"):

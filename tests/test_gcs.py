@@ -12,6 +12,7 @@ from test_checkpoint import abstract, adoption, make_state
 from realm_jax.data.passages import PassageStore
 from realm_jax.index.digest import tree_digest
 from realm_jax.index.journal import read_journal
+from realm_jax.index.neighbours import mine_neighbours, read_neighbours
 from realm_jax.index.params import restore_params
 from realm_jax.index.run_dir import RunDir
 from realm_jax.index.snapshot import load
@@ -143,6 +144,14 @@ def test_a_corpus_in_a_bucket_is_copied_once(corpus, server, tmp_path, monkeypat
   assert PassageStore("gs://bucket/corpus").path == store.path
   assert server.requests["read"] - reads <= 2  # corpus.json alone
   assert [p.name for p in (tmp_path / "corpora").iterdir()] == [store.content_digest]
+
+
+def test_mined_negatives_in_a_bucket(corpus, server, tmp_path):
+  store = PassageStore(corpus)
+  for place in (tmp_path / "negatives", "gs://bucket/negatives"):
+    mine_neighbours(store, place, 3)
+  here, there = (read_neighbours(place, store) for place in (tmp_path / "negatives", "gs://bucket/negatives"))
+  assert here.shape == (len(store), 3) and (here == there).all() and (here >= 0).mean() > 0.9
 
 
 @pytest.mark.slow

@@ -98,6 +98,19 @@ def test_two_hosts_make_what_one_makes(calm):
   assert RunDir(calm).checkpoint_steps()[-1] == 6 and RunDir(calm).is_done()
 
 
+def test_two_hosts_refresh_their_own_index(corpus, calm):
+  """As a run whose indexer is another job, up to the first step at which that one is behind."""
+  run = corpus.parent / "inline"
+  statuses, outputs = ended(train_together(corpus, "inline", "--config.num_steps=4", "--config.index.refresh=inline"))
+  assert statuses == [0, 0], outputs
+  lines = lines_of(run)
+  assert [line["index_age"] for line in lines] == [0, 1, 0, 1]
+  assert [line["loss"] for line in lines[:2]] == [line["loss"] for line in lines_of(calm)[:2]]
+  assert RunDir(run).adoption_steps() == [0, 2] and RunDir(run).is_done()
+  assert outputs[0].count(" passages with the parameters of step ") == 3  # the last ones are for evaluation
+  assert " passages with the parameters of step " not in outputs[1]
+
+
 def wait_for_step(run, step, processes):
   deadline = time.monotonic() + 120
   while not any(line["step"] >= step for line in lines_of(run)):

@@ -194,7 +194,7 @@ def test_what_lies_deeper_is_no_longer_looked_for(monkeypatch, finished):
   [
     ([], "give one run directory:  realm inspect RUN"),
     (["/nonexistent"], "waited 0 s for config.json in /nonexistent"),
-    (["/nonexistent", "--before=10"], "--before compares what a --question finds; give one"),
+    (["/nonexistent", "--before=10"], "--before and --answer say more of what a --question finds; give one"),
     (["/nonexistent", "--question= "], "an empty question"),
   ],
 )

@@ -1,5 +1,6 @@
 """The library: the examples of its docstring, as they stand there but for the number of steps."""
 
+import json
 import re
 
 import pytest
@@ -56,9 +57,56 @@ def test_the_examples_run(runs, capsys):
   assert RunDir(runs / "taught").is_done()
 
 
+def test_both_towers_are_trained_with_the_null_passage_and_a_refreshed_index(runs):
+  """The passage tower changes, its snapshots are adopted, and answers come with the null passage's probability."""
+  questions = [("Who found neon?", "Ramsay"), ("Who painted Guernica?", "Picasso")]
+  settings = {
+      "num_steps": 5, "batch_size": 2, "optimizer.learning_rate": 5e-3, "index.export_every": 2, "log_every": 1,
+      "trains_passage_tower": True, "reads_null_passage": True,
+  }  # fmt: skip
+  open_qa = library.finetune("runs/pretrain", DOCUMENTS, questions, workdir="runs/both", settings=settings)
+  run = RunDir(runs / "both")
+  assert run.adoption_steps() == [0, 2, 4]
+  lines = [json.loads(line) for line in run.metrics.read_text().splitlines()]
+  assert [line["index_age"] for line in lines] == [0, 1, 0, 1, 0]
+  assert all(0 < line["null_probability"] < 1 for line in lines)
+  start, end = (restore_params(RunDir(runs / name))[1]["retriever"] for name in ("pretrain", "both"))
+  assert tree_digest(start["query_tower"]) != tree_digest(end["passage_tower"]) != tree_digest(end["query_tower"])
+  assert (open_qa.step, open_qa.snapshot.params_step) == (5, 5)  # none but its own tower's index would be loaded
+  (answer,) = open_qa.answer(["Who found neon?"])
+  assert 0 < answer.null_probability < 1
+
+
 def test_a_workdir_is_not_written_twice(runs):
   with pytest.raises(FileExistsError, match="runs/pretrain is in use; open what is there with OpenQA.load, or choose"):
     library.open_qa("runs/finetune", DOCUMENTS, workdir="runs/pretrain")
+
+
+QUESTIONS = [("Who discovered radium?", "Marie and Pierre Curie"), ("Who found neon?", "Ramsay")]
+
+
+def finetune(documents=DOCUMENTS, questions=QUESTIONS, *, workdir="runs/resumed", **settings):
+  settings = {"batch_size": 2, "log_every": 1, "checkpoint.every": 2} | settings
+  return library.finetune("runs/pretrain", documents, questions, workdir=workdir, settings=settings)
+
+
+def test_fine_tuning_goes_on_where_it_was_stopped(runs):
+  finetune(num_steps=2)
+  run_dir = RunDir("runs/resumed")
+  first = run_dir.metrics.read_text()
+  again = finetune(num_steps=2)  # done: nothing is trained
+  assert again.step == 2 and run_dir.metrics.read_text() == first
+  assert finetune(num_steps=4).step == 4
+  lines = run_dir.metrics.read_text().splitlines(keepends=True)
+  assert "".join(lines[:2]) == first and [json.loads(line)["step"] for line in lines] == [1, 2, 3, 4]
+  assert run_dir.is_done()
+  for others in ({"documents": DOCUMENTS[:1]}, {"questions": QUESTIONS[:1]}):
+    with pytest.raises(FileExistsError, match="holds others than those given; give the same ones to go on, or another"):
+      finetune(**others, num_steps=4)
+  with pytest.raises(ValueError, match="belongs to a run with batch_size=2, now it is 1"):
+    finetune(num_steps=4, batch_size=1)
+  with pytest.raises(FileExistsError, match="runs/pretrain is in use"):
+    finetune(workdir="runs/pretrain")
 
 
 def test_documents_without_text_are_refused(runs):

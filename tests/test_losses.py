@@ -142,7 +142,7 @@ def test_ict_loss_matches_numpy(float64):
   rng = np.random.default_rng(3)
   query_emb_BD = rng.normal(size=(5, 4))
   passage_emb_BD = np.concatenate([query_emb_BD[:2] * 3, rng.normal(size=(3, 4))])
-  loss, is_correct_B = losses.ict_loss(query_emb_BD, passage_emb_BD)
+  loss, is_correct_B = losses.ict_loss(query_emb_BD, passage_emb_BD[:, None])
   score_BB = query_emb_BD @ passage_emb_BD.T
   expected = -np.mean([score_BB[b, b] - np.log(np.exp(score_BB[b]).sum()) for b in range(5)])
   np.testing.assert_allclose(loss, expected, rtol=1e-12)
@@ -151,8 +151,19 @@ def test_ict_loss_matches_numpy(float64):
 
 
 def test_ict_loss_of_equal_embeddings_is_the_log_of_the_batch():
-  loss, _ = losses.ict_loss(jnp.ones((8, 4)), jnp.ones((8, 4)))
+  loss, _ = losses.ict_loss(jnp.ones((8, 4)), jnp.ones((8, 1, 4)))
   np.testing.assert_allclose(loss, np.log(8), rtol=1e-6)
+
+
+def test_hard_negatives_are_candidates_of_their_own_query_only(float64):
+  """By hand: orthogonal queries, so that a negative that counted for another query would add exp(0)."""
+  query_emb_BD = np.eye(2)
+  passage_emb_BKD = np.array([[[2.0, 0], [3.0, 9], [1.0, 9]], [[0, 5.0], [9, 4.0], [9, 1.0]]])
+  loss, is_correct_B = losses.ict_loss(query_emb_BD, passage_emb_BKD)
+  first = 2 - np.log(np.exp([2, 0, 3, 1]).sum())
+  second = 5 - np.log(np.exp([0, 5, 4, 1]).sum())
+  np.testing.assert_allclose(loss, -(first + second) / 2, rtol=1e-12)
+  assert is_correct_B.tolist() == [False, True]
 
 
 def test_marginal_log_loss_by_enumeration(float64):
@@ -196,7 +207,7 @@ def test_question_loss_normalises_spans_over_all_passages(float64):
   beam_has_answer_BR, span_is_gold_BKS = rng.random((2, 5)) < 0.5, rng.random((2, 3, 4)) < 0.4
   beam_has_answer_BR[:, 4] = span_is_gold_BKS[:, 1, 2] = True
   retriever_loss_B, reader_loss_B = losses.question_loss(
-    beam_score_BR, beam_has_answer_BR, span_logit_BKS, span_is_gold_BKS
+    beam_score_BR, beam_has_answer_BR, beam_score_BR[:, :3], span_logit_BKS, span_is_gold_BKS
   )
   for b in range(2):
     weight_R = np.exp(beam_score_BR[b])
@@ -215,7 +226,9 @@ def test_question_loss_drops_what_has_no_answer(float64):
   """The two rules of supervision may disagree: each loss is dropped by its own."""
   none_BR, none_BKS = np.zeros((2, 5), bool), np.zeros((2, 3, 4), bool)
   none_BR[0, 2] = none_BKS[1, 0, 1] = True
-  retriever_loss_B, reader_loss_B = losses.question_loss(np.zeros((2, 5)), none_BR, np.zeros((2, 3, 4)), none_BKS)
+  retriever_loss_B, reader_loss_B = losses.question_loss(
+    np.zeros((2, 5)), none_BR, np.zeros((2, 3)), np.zeros((2, 3, 4)), none_BKS
+  )
   np.testing.assert_allclose(retriever_loss_B, [np.log(5), 0], rtol=1e-12)
   np.testing.assert_allclose(reader_loss_B, [0, np.log(12)], rtol=1e-12)
 
@@ -294,7 +307,7 @@ def test_separate_question_loss_matches_numpy(float64, name):
   assert (likelihood_BK == 0).sum() > 4  # some passages of the first two questions have no answer
   expected = [loss_in_numpy(name, score_BK[b], likelihood_BK[b]) for b in range(2)]
   np.testing.assert_allclose(retriever_loss_B, [*expected, 0], rtol=1e-10)
-  joint = losses.question_loss(score_BK, np.zeros((3, 4), bool), span_logit_BKS, span_is_gold_BKS)
+  joint = losses.question_loss(score_BK, np.zeros((3, 4), bool), score_BK, span_logit_BKS, span_is_gold_BKS)
   np.testing.assert_array_equal(reader_loss_B, joint[1])
 
 
@@ -350,3 +363,38 @@ def test_distillation_from_masked_words_matches_numpy(float64, name):
   for flag, found in ((False, per_token), (True, per_example)):
     joint = losses.masked_word_loss(score_BK, gold_log_prob_BKM, weight_BM, per_example=flag)
     np.testing.assert_array_equal(found[1], joint)
+
+
+@pytest.mark.parametrize("per_example", [True, False])
+def test_the_score_gradient_of_masked_words_is_that_of_the_loss(per_example):
+  rng = np.random.default_rng(4)
+  score_BK, gold_BKM = rng.normal(size=(3, 5)), -rng.exponential(size=(3, 5, 4))
+  weight_BM = np.array([[1.0, 1, 1, 0], [1, 0, 0, 0], [1, 1, 1, 1]])
+  found_BK = losses.masked_word_score_gradient(score_BK, gold_BKM, weight_BM, per_example=per_example)
+  for b in range(3):  # a query alone: the mean over masked tokens is over all of a batch
+    row = gold_BKM[b : b + 1], weight_BM[b : b + 1]
+    expected = jax.grad(lambda score, row=row: -losses.masked_word_loss(score, *row, per_example=per_example))(
+      score_BK[b : b + 1]
+    )
+    np.testing.assert_allclose(found_BK[b : b + 1], expected, atol=1e-6)
+  np.testing.assert_allclose(found_BK.sum(1), 0, atol=1e-6)
+  assert np.abs(found_BK).max() > 0.1
+
+
+def test_the_score_gradient_by_hand():
+  """p(z|x) = 1/2 each, p(y|z,x) = 0.9 and 0.3: p(y|x) = 0.6, so that r = (1.5 - 1) / 2 and (0.5 - 1) / 2."""
+  found = losses.score_gradient(np.zeros((1, 2)), np.log([[0.9, 0.3]]))
+  np.testing.assert_allclose(found, [[0.25, -0.25]], atol=1e-6)
+
+
+def test_the_score_gradient_of_an_answer_is_that_of_the_reader_loss():
+  rng = np.random.default_rng(5)
+  score_BK, logit_BKS = rng.normal(size=(3, 4)), rng.normal(size=(3, 4, 6))
+  is_gold_BKS = rng.random((3, 4, 6)) < 0.2
+  is_gold_BKS[0, 0, 0], is_gold_BKS[2] = True, False
+  expected = jax.grad(
+    lambda score: -losses.question_loss(score, np.ones((3, 4), bool), logit_BKS, is_gold_BKS)[1].sum()
+  )(score_BK)
+  found = losses.question_score_gradient(score_BK, logit_BKS, is_gold_BKS)
+  np.testing.assert_allclose(found, expected, atol=1e-6)
+  assert np.abs(found[:2]).max() > 0.1 and not found[2].any()

@@ -1,16 +1,19 @@
-"""metrics.jsonl: one line a logged step, averages over the steps between."""
+"""metrics.jsonl: one line a logged step, averages over the steps between; and who else gets the lines."""
 
 import json
+import sys
+import types
 
 import jax.numpy as jnp
 import pytest
 
 from realm_jax.index.run_dir import RunDir
 from realm_jax.training.metrics import MetricsLog
+from realm_jax.training.metrics_writers import TensorBoard, WeightsAndBiases
 
 
-def log_steps(run_dir, first_step, last_step, *, every=5, num_steps=12, loss=float):
-  log = MetricsLog(run_dir, first_step=first_step, num_steps=num_steps, every=every, stage="ict", tensorboard=False)
+def log_steps(run_dir, first_step, last_step, *, every=5, num_steps=12, loss=float, **options):
+  log = MetricsLog(run_dir, first_step=first_step, num_steps=num_steps, every=every, stage="ict", **options)
   for step in range(first_step + 1, last_step + 1):
     log.add(step, {"loss": jnp.float32(loss(step)), "index_age": step % 4, "num_tokens": 100})
   log.close()
@@ -79,3 +82,76 @@ def test_a_damaged_line_stops_no_run(tmp_path, damaged, monkeypatch):
   log_steps(run_dir, 12, 15, num_steps=15)
   assert [line["step"] for line in read(run_dir)] == [5, 12, 15]
   assert said == [f"{run_dir.metrics}: 1 damaged lines are left out"]
+
+
+def test_mfu_stands_where_the_peak_is_known(tmp_path, capsys):
+  run_dir = RunDir(tmp_path)
+  log_steps(run_dir, 0, 5)
+  assert "mfu" not in read(run_dir)[0]
+  log_steps(run_dir, 0, 5, peak_seconds=1e-4)
+  (line,) = read(run_dir)
+  assert line["mfu"] == pytest.approx(1e-4 * line["steps_per_second"], abs=1e-4) and line["mfu"] > 0
+  bar = capsys.readouterr().err
+  assert f"mfu={line['mfu']:.3g}" in bar and "tokens/s=" in bar
+
+
+class Wandb(types.ModuleType):
+  """Stands in for the module: what it was called with."""
+
+  def __init__(self):
+    super().__init__("wandb")
+    self.started, self.logged, self.num_finished = [], [], 0
+
+  def init(self, **arguments):
+    self.started.append(arguments)
+    return self
+
+  def log(self, line, step):
+    self.logged.append((step, line))
+
+  def finish(self):
+    self.num_finished += 1
+
+
+def test_weights_and_biases_gets_the_same_lines_in_one_run(tmp_path, monkeypatch):
+  wandb = Wandb()
+  monkeypatch.setitem(sys.modules, "wandb", wandb)
+  run_dir = RunDir(tmp_path / "run")
+  run_dir.path.mkdir()
+  log_steps(run_dir, 0, 7, writers=[WeightsAndBiases("mine", run_dir, {"seed": 3})])
+  log_steps(run_dir, 5, 12, writers=[WeightsAndBiases("mine", run_dir, {"seed": 3})])
+  first, second = wandb.started
+  assert first == second and len(first.pop("id")) == 32
+  assert first == {
+    "project": "mine", "name": "run", "resume": "allow", "config": {"seed": 3}, "dir": str(run_dir.path)
+  }  # fmt: skip
+  assert wandb.logged == [(line.pop("step"), line) for line in read(run_dir)]
+  assert [step for step, _ in wandb.logged] == [5, 10, 12] and wandb.num_finished == 2
+  other = RunDir(tmp_path / "other")
+  other.path.mkdir()
+  WeightsAndBiases("mine", other, {})
+  assert wandb.started[2]["id"] != second["id"]
+
+
+@pytest.mark.parametrize(
+  ("module", "make", "message"),
+  [
+    ("wandb", lambda run_dir: WeightsAndBiases("mine", run_dir, {}), r"pip install 'realm_jax\[wandb\]'$"),
+    ("flax.metrics", TensorBoard, r"pip install 'realm_jax\[tensorboard\]'$"),
+  ],
+)
+def test_a_missing_extra_gives_the_line_that_installs_it(tmp_path, monkeypatch, module, make, message):
+  monkeypatch.setitem(sys.modules, module, None)
+  with pytest.raises(ImportError, match=message):
+    make(RunDir(tmp_path))
+  assert not list(tmp_path.iterdir())
+
+
+def test_tensorboard_gets_the_same_lines(tmp_path, monkeypatch):
+  scalars = []
+  writer = types.SimpleNamespace(scalar=lambda *scalar: scalars.append(scalar), close=lambda: scalars.append("closed"))
+  opened = types.SimpleNamespace(SummaryWriter=lambda path: writer if path == str(run_dir.tensorboard) else None)
+  monkeypatch.setitem(sys.modules, "flax.metrics", types.SimpleNamespace(tensorboard=opened))  # whose import is TF's
+  run_dir = RunDir(tmp_path)
+  log_steps(run_dir, 0, 12, writers=[TensorBoard(run_dir)])
+  assert scalars == [*((name, value, line["step"]) for line in read(run_dir) for name, value in line.items()), "closed"]

@@ -18,7 +18,7 @@ from realm_jax.training.objectives import (
   question_objective,
   reading_objective,
 )
-from realm_jax.training.stages import make_objective
+from realm_jax.training.stages import frozen_parameters, make_objective
 
 VOCAB_SIZE = 13
 CLS, SEP = 1, 2
@@ -289,6 +289,117 @@ def test_question_gradients_reach_query_tower_and_reader_only(retriever, reader,
   assert_reaches(grads, but=("passage_tower", "masked_word_head"))
 
 
+@pytest.fixture(scope="module")
+def read_anew_batch(question_batch):
+  """The same, with the two passages that are read as the passage tower reads them."""
+  return question_batch._replace(passage_BKP=random_packed((2, 2), 6, seed=10))
+
+
+def test_passages_that_are_read_anew_change_nothing_but_their_scores(retriever, reader, params, read_anew_batch):
+  """With the tower's own embeddings as the index', loss and all other gradients are those of a frozen tower."""
+  beam_emb_BRD = read_anew_batch.beam_emb_BRD.copy()
+  beam_emb_BRD[:, :2] = apply(retriever, "embed_passages", params["retriever"], read_anew_batch.passage_BKP)
+  frozen = read_anew_batch._replace(beam_emb_BRD=beam_emb_BRD, passage_BKP=None)
+  objective = question_objective_once(retriever, reader)
+  loss, _, grads = loss_and_gradient(objective, params, read_anew_batch)
+  frozen_loss, _, frozen_grads = loss_and_gradient(objective, params, frozen)
+  # Only these two of the beam are scored by the tower, so that its last bias counts too.
+  assert min(map(largest, jax.tree.leaves(grads["retriever"]["passage_tower"]["layer_norm"]))) > 1e-4
+  assert largest(frozen_grads["retriever"]["passage_tower"]) == 0
+  del grads["retriever"]["passage_tower"], frozen_grads["retriever"]["passage_tower"]
+  np.testing.assert_allclose(loss, frozen_loss, rtol=1e-6)
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), grads, frozen_grads)
+
+
+def joint_score_gradient(beam_score_BR, has_answer_BR, span_logit_BKS, is_gold_BKS):
+  """d loss / d score [B, K] of the mean over B questions: what the softmax gives minus what the right ones share."""
+  gradient_BK = np.zeros(span_logit_BKS.shape[:2])
+  for b, score_R in enumerate(beam_score_BR):
+    if has_answer_BR[b].any():
+      prior_R = softmax(score_R)
+      right_R = prior_R * has_answer_BR[b]
+      gradient_BK[b] += (prior_R - right_R / right_R.sum())[: gradient_BK.shape[1]]
+    if is_gold_BKS[b].any():
+      prob_KS = softmax(span_logit_BKS[b] + score_R[: gradient_BK.shape[1], None])
+      right_KS = prob_KS * is_gold_BKS[b]
+      gradient_BK[b] += (prob_KS - right_KS / right_KS.sum()).sum(1)
+  return gradient_BK / len(beam_score_BR)
+
+
+@pytest.mark.parametrize("name", ["joint", *losses.RETRIEVER_LOSSES])
+def test_passage_tower_learns_from_the_passages_that_are_read(name, retriever, reader, params, read_anew_batch):
+  """Its gradient is the sum over the passages read of (d loss / d score) <e_q, d e_z>."""
+  objective = question_objective(retriever, reader, retriever_loss=name)
+  found = loss_and_gradient(objective, params, read_anew_batch)[2]["retriever"]["passage_tower"]
+  passage_emb_BKD = apply(retriever, "embed_passages", params["retriever"], read_anew_batch.passage_BKP)
+  query_emb_BD = apply(retriever, "embed_queries", params["retriever"], read_anew_batch.query_BQ)
+  beam_emb_BRD = np.concatenate([passage_emb_BKD, read_anew_batch.beam_emb_BRD[:, 2:]], 1)
+  beam_score_BR, span_logit_BKS = question_parts(
+    retriever, reader, params, read_anew_batch._replace(beam_emb_BRD=beam_emb_BRD)
+  )
+  start_S, end_S = span_candidates(9, 3)
+  gold_BKS = np.zeros(span_logit_BKS.shape, bool)
+  for (b, k, a), start in np.ndenumerate(read_anew_batch.gold_start_BKA):
+    gold_BKS[b, k] |= (start_S == start) & (end_S == read_anew_batch.gold_end_BKA[b, k, a])
+  assert gold_BKS.sum() == 3
+  if name == "joint":
+    gradient_BK = joint_score_gradient(beam_score_BR, read_anew_batch.beam_has_answer_BR, span_logit_BKS, gold_BKS)
+  else:
+
+    def loss_of(score_BK):
+      return losses.separate_question_loss(name, score_BK, np.float32(span_logit_BKS), gold_BKS)[0].mean()
+
+    gradient_BK = jax.grad(loss_of)(np.float32(beam_score_BR[:, :2]))
+  gradient_BK = np.float32(gradient_BK)
+  assert np.abs(gradient_BK[0]).min() > 1e-3 and not gradient_BK[1].any()
+
+  @jax.jit
+  @jax.grad
+  def expected(tower_params):
+    emb_BKD = retriever.make_tower().apply({"params": tower_params}, read_anew_batch.passage_BKP)
+    return (gradient_BK * (query_emb_BD[:, None] * emb_BKD).sum(-1)).sum()
+
+  expected = expected(params["retriever"]["passage_tower"])
+  assert largest(expected) > 1e-3
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-6), found, expected)
+
+
+def test_the_null_passage_is_right_where_no_passage_has_a_gold_span(retriever, reader, params, question_batch):
+  """Slot 0 is the null passage with one span: the second question's gold. The early loss does not see it."""
+  null_BP = Packed(
+    np.array([[CLS, SEP, SEP]] * 2, np.int32), np.array([[0, 0, 1]] * 2, np.int32), np.ones((2, 3), bool)
+  )
+  gold = {
+    name: np.insert(getattr(question_batch, name), 0, [[-1, -1], [4, -1]], axis=1)
+    for name in ("gold_start_BKA", "gold_end_BKA")
+  }
+  gold["gold_start_BKA"][1, 1:] = gold["gold_end_BKA"][1, 1:] = -1
+  is_body_BKJ = np.insert(question_batch.is_body_BKJ, 0, np.arange(9) == 4, axis=1)
+  batch = question_batch._replace(
+    joint_BKJ=random_packed((2, 3), 9, seed=11), is_body_BKJ=is_body_BKJ, null_BP=null_BP, **gold
+  )
+  loss, metrics, grads = loss_and_gradient(question_objective_once(retriever, reader), params, batch)
+
+  beam_score_BR, span_logit_BKS = question_parts(retriever, reader, params, batch)
+  query_emb_BD = np.float64(apply(retriever, "embed_queries", params["retriever"], batch.query_BQ))
+  null_emb_BD = np.float64(apply(retriever, "embed_passages", params["retriever"], null_BP))
+  score_BK = np.concatenate([(query_emb_BD * null_emb_BD).sum(1, keepdims=True), beam_score_BR[:, :2]], 1)
+  start_S, end_S = span_candidates(9, 3)
+  spans = list(zip(start_S.tolist(), end_S.tolist()))
+  prob_BKS = np.array([softmax(logit_KS + score_K[:, None]) for logit_KS, score_K in zip(span_logit_BKS, score_BK)])
+  first = (
+    prob_BKS[0, 1, spans.index((4, 5))] + prob_BKS[0, 2, spans.index((5, 6))] + prob_BKS[0, 2, spans.index((7, 7))]
+  )
+  reader_loss = -(np.log(first) + np.log(prob_BKS[1, 0, spans.index((4, 4))])) / 2
+  np.testing.assert_allclose(metrics["reader_loss"], reader_loss, rtol=1e-5)
+  retriever_loss = -np.log(softmax(beam_score_BR[0])[[0, 3]].sum()) / 2
+  np.testing.assert_allclose(loss, reader_loss + retriever_loss, rtol=1e-5)
+  np.testing.assert_allclose(metrics["null_probability"], prob_BKS[:, 0].sum(1).mean(), rtol=1e-4)
+  assert 0.01 < metrics["null_probability"] < 0.99
+  assert metrics["reader_oracle"] == 0.5  # an answer is a passage's
+  assert_reaches(grads, but=("passage_tower", "masked_word_head"))
+
+
 def test_questions_without_a_hit_give_no_gradient(retriever, reader, params, question_batch):
   nothing = np.full_like(question_batch.gold_start_BKA, -1)
   batch = question_batch._replace(
@@ -299,16 +410,42 @@ def test_questions_without_a_hit_give_no_gradient(retriever, reader, params, que
   assert largest(grads) == 0
 
 
-def test_ict_objective_from_its_parts(retriever, params):
+@pytest.mark.parametrize("num_microbatches", [1, 2])
+@pytest.mark.parametrize("num_negatives", [0, 2])
+def test_ict_objective_from_its_parts(retriever, params, num_negatives, num_microbatches):
   params = {"retriever": params["retriever"]}
-  batch = IctBatch(random_packed((4,), 5, seed=7), random_packed((4,), 6, seed=8), np.zeros(4, bool))
-  loss, metrics, grads = loss_and_gradient(ict_objective(retriever), params, batch)
+  batch = IctBatch(random_packed((4,), 5, seed=7), random_packed((4, 1 + num_negatives), 6, seed=8), np.zeros(4, bool))
+  objective = ict_objective(retriever, num_microbatches=num_microbatches)
+  loss, metrics, grads = loss_and_gradient(objective, params, batch)
   query_emb_BD = np.float64(apply(retriever, "embed_queries", params["retriever"], batch.query_BQ))
-  passage_emb_BD = np.float64(apply(retriever, "embed_passages", params["retriever"], batch.passage_BP))
-  score_BB = query_emb_BD @ passage_emb_BD.T
-  np.testing.assert_allclose(loss, -np.diag(log_softmax(score_BB, 1)).mean(), rtol=1e-5)
-  np.testing.assert_allclose(metrics["ict_accuracy"], (score_BB.argmax(1) == np.arange(4)).mean())
+  passage_emb_BKD = np.float64(apply(retriever, "embed_passages", params["retriever"], batch.passage_BKP))
+  candidates_BCD = [np.concatenate([passage_emb_BKD[:, 0], passage_emb_BKD[b, 1:]]) for b in range(4)]
+  score_BC = np.array([candidate_CD @ query_emb_BD[b] for b, candidate_CD in enumerate(candidates_BCD)])
+  np.testing.assert_allclose(loss, -np.diag(log_softmax(score_BC, 1)).mean(), rtol=1e-5)
+  np.testing.assert_allclose(metrics["ict_accuracy"], (score_BC.argmax(1) == np.arange(4)).mean())
   assert_reaches(grads)
+
+
+def test_a_hard_negative_is_pushed_away_from_its_query(retriever, params):
+  """The passage tower's gradient has a part from each negative: p(negative) <e_q, d e_z>, over the batch."""
+  params = {"retriever": params["retriever"]}
+  batch = IctBatch(random_packed((2,), 5, seed=7), random_packed((2, 2), 6, seed=8), np.zeros(2, bool))
+  grads = loss_and_gradient(ict_objective(retriever), params, batch)[2]["retriever"]["passage_tower"]
+  query_emb_BD = np.float64(apply(retriever, "embed_queries", params["retriever"], batch.query_BQ))
+  passage_emb_BKD = np.float64(apply(retriever, "embed_passages", params["retriever"], batch.passage_BKP))
+  negative_B1 = np.einsum("bd,bkd->bk", query_emb_BD, passage_emb_BKD[:, 1:])
+  prob_BC = softmax(np.concatenate([query_emb_BD @ passage_emb_BKD[:, 0].T, negative_B1], 1), 1)
+  # d loss / d e_z of the first passages and of the negatives.
+  pull_BKD = np.stack([(prob_BC[:, :2] - np.eye(2)).T @ query_emb_BD, prob_BC[:, 2:] * query_emb_BD], 1) / 2
+
+  @jax.jit
+  @jax.grad
+  def gradient(tower_params):
+    emb_BKD = retriever.make_tower().apply({"params": tower_params}, batch.passage_BKP)
+    return (emb_BKD * np.float32(pull_BKD)).sum()
+
+  expected = gradient(params["retriever"]["passage_tower"])
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5), grads, expected)
 
 
 def test_query_passages_and_reader_get_dropout_of_their_own(
@@ -321,11 +458,12 @@ def test_query_passages_and_reader_get_dropout_of_their_own(
     return jax.numpy.zeros(jax.eval_shape(lambda: apply_alone(module, params, *inputs, key=key, method=method)).shape)
 
   monkeypatch.setattr(objectives, "_apply", record)
-  ict_batch = IctBatch(random_packed((4,), 5, seed=7), random_packed((4,), 6, seed=8), np.zeros(4, bool))
+  ict_batch = IctBatch(random_packed((4,), 5, seed=7), random_packed((4, 2), 6, seed=8), np.zeros(4, bool))
   for objective, batch, num_parts in (
     (ict_objective(retriever), ict_batch, 2),
     (masked_word_objective(retriever, reader, per_example=False), masked_batch, 3),
     (question_objective(retriever, reader), question_batch, 2),
+    (question_objective(retriever, reader), question_batch._replace(passage_BKP=masked_batch.passage_BKP), 3),
   ):
     keys.clear()
     for seed in (0, 1):
@@ -411,3 +549,20 @@ def test_a_retriever_loss_that_does_not_fit(stage, name, message):
   config.retriever_loss = name
   with pytest.raises(ValueError, match=f"^{message}"):
     make_objective(config, VOCAB_SIZE)
+
+
+def test_what_is_frozen():
+  config = paper_config("finetune")
+  assert frozen_parameters(config) == ("passage_tower",)
+  config.model.towers_are_shared = True
+  with pytest.raises(
+    ValueError, match=r"set --config.model.towers_are_shared=False, or --config.trains_passage_tower="
+  ):
+    frozen_parameters(config)
+  config.trains_passage_tower = True
+  assert frozen_parameters(config) == ()
+  config = paper_config("pretrain")
+  assert frozen_parameters(config) == ()
+  config.trains_passage_tower = True
+  with pytest.raises(ValueError, match="^trains_passage_tower is for finetune; leave it at False for pretrain$"):
+    frozen_parameters(config)

@@ -1,11 +1,18 @@
 """Which checkpoint, index and number of passages of a run answers are given with."""
 
+import functools
 import json
 import shutil
 
+import jax
+import numpy as np
 import pytest
 from tiny_runs import write_run
 
+from realm_jax.batch import NULL_PASSAGE
+from realm_jax.config import make_reader, make_retriever
+from realm_jax.index.params import restore_params
+from realm_jax.index.retrieve import BatchAssembler, query_input
 from realm_jax.index.run_dir import RunDir
 from realm_jax.index.snapshot import SnapshotError
 from realm_jax.serving.open_qa import OpenQA
@@ -60,3 +67,41 @@ def test_more_passages_may_be_read_than_in_training(run, field, expected):
   RunDir(run.path).write_config(config | {"num_inference_passages": field})
   open_qa = OpenQA.load(run.path)
   assert open_qa.config.num_passages == expected
+
+
+def test_the_null_passage_takes_its_share_of_the_probability(run, sample_store, tmp_path):
+  """Read with it, each answer has its probability times 1 - p(null), where p(null) is from the networks themselves."""
+  run = RunDir(shutil.copytree(run.path, tmp_path / "run"))
+  without = OpenQA.load(run.path)
+  run.write_config(run.read_config() | {"reads_null_passage": True})
+  reads_null = OpenQA.load(run.path)
+  questions = ["Who was Marie Curie?", "Why?"]
+  score_BK, passage_id_BK = reads_null.retrieve(questions, 3)
+  for own_score_BK in (score_BK, None):  # None: of another retriever
+    before = without.read(questions, own_score_BK, passage_id_BK)
+    after = reads_null.read(questions, own_score_BK, passage_id_BK)
+    for b in range(2):
+      null_probability = after[b][0].null_probability
+      assert 0 < null_probability < 1 and before[b][0].null_probability is None
+      assert [a.null_probability for a in after[b]] == [null_probability] * 3
+      assert [a.text for a in after[b]] == [a.text for a in before[b]]
+      np.testing.assert_allclose(
+        [a.probability for a in after[b]], [a.probability * (1 - null_probability) for a in before[b]], rtol=1e-4
+      )
+  params, assembler = restore_params(run)[1], BatchAssembler(sample_store, sample_store.vocabulary(), joint_length=256)
+  retriever, reader = (
+    make(reads_null.config.model, len(sample_store.vocabulary())) for make in (make_retriever, make_reader)
+  )
+  queries = next(reads_null._query_batches(questions))
+  read_id_BK = np.insert(passage_id_BK, 0, NULL_PASSAGE, axis=1)
+  span_logit_BKS = reader.apply(
+    {"params": params["reader"]}, *assembler.reader_input(queries, read_id_BK), method="span_logit"
+  )
+  embed = functools.partial(retriever.apply, {"params": params["retriever"]})
+  emb = embed(query_input(queries), method="embed_queries"), embed(assembler.null_input(2), method="embed_passages")
+  all_score_BK = np.insert(score_BK, 0, (emb[0] * emb[1]).sum(1), axis=1)
+  for own_score_BK, added_BK in ((score_BK, all_score_BK), (None, np.zeros((2, 4)))):
+    prob_BX = jax.nn.softmax((span_logit_BKS + added_BK[..., None]).reshape(2, -1))
+    expected_B = prob_BX[:, : span_logit_BKS.shape[2]].sum(1)
+    found = reads_null.read(questions, own_score_BK, passage_id_BK)
+    np.testing.assert_allclose([answers[0].null_probability for answers in found], expected_B, rtol=1e-4)

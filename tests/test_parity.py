@@ -217,7 +217,10 @@ def test_reader(case):
 
   def loss(params, score_R):
     span_logit_KS = reader.apply({"params": params}, read, told["is_body"], method="span_logit")
-    parts = losses.question_loss(score_R[None], told["beam_has_answer"][None], span_logit_KS[None], is_gold_KS[None])
+    parts = losses.question_loss(
+        score_R[None], told["beam_has_answer"][None], score_R[None, : case.num_read], span_logit_KS[None],
+        is_gold_KS[None],
+    )  # fmt: skip
     retriever_loss, reader_loss = parts[0][0], parts[1][0]
     joint_KS = span_logit_KS + score_R[: case.num_read, None]
     return retriever_loss + reader_loss, (span_logit_KS, retriever_loss, reader_loss, joint_KS)

@@ -84,6 +84,7 @@ def test_shapes_and_types(source):
     "mask_target_BM": ((5, 6), np.int32),
     "mask_weight_BM": ((5, 6), np.float32),
     "question_id_B": ((5,), np.int32),
+    "negative_id_BK": ((5, 1), np.int32),
   }
   assert {name: (x.shape, x.dtype) for name, x in batch._asdict().items()} == expected
   num_tokens_B = (batch.token_id_BQ != PAD).sum(1)

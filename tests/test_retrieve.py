@@ -102,7 +102,7 @@ def question_queries(token_id, num_tokens):
   none, masks = np.full(num_queries, -1, np.int32), np.zeros((num_queries, 1), np.int32)
   return QueryBatch(
     token_id_BQ, np.array(num_tokens, np.int32), none, np.zeros((num_queries, 2), np.int32), none > 0,
-    masks, masks, masks.astype(np.float32), none,
+    masks, masks, masks.astype(np.float32), none, none[:, None],
   )  # fmt: skip
 
 
@@ -162,7 +162,7 @@ def test_question_batch_takes_the_beam_and_reads_its_first(store, vocabulary):
     queries, [["May 1990"], ["a mat", "here"]], np.array([[2, 1, 0], [0, 2, 1]]), snapshot, 2
   )
   np.testing.assert_array_equal(batch.beam_emb_BRD[:, :, 0], [[8, 4, 0], [0, 8, 4]])
-  assert batch.beam_emb_BRD.dtype == np.float32
+  assert batch.beam_emb_BRD.dtype == np.float32 and batch.passage_BKP is None
   np.testing.assert_array_equal(batch.beam_has_answer_BR, [[False, True, False], [True, True, False]])
   bodies = [words_of(vocabulary, text) for _, text in ARTICLES]
   assert spell(vocabulary, batch.joint_BKJ, 0, 1) == f"[CLS] rome was old in [SEP] {bodies[1]} [SEP]"
@@ -172,6 +172,39 @@ def test_question_batch_takes_the_beam_and_reads_its_first(store, vocabulary):
     spans = [(s, e) for s, e in zip(batch.gold_start_BKA[b, k], batch.gold_end_BKA[b, k]) if s >= 0]
     found = [" ".join(vocabulary.tokens[i] for i in batch.joint_BKJ.token_id[b, k, s : e + 1]) for s, e in spans]
     assert found == expected
+
+
+def test_passages_to_be_embedded_anew_are_those_that_are_read(store, vocabulary):
+  queries = question_queries([[2, 7, 3], [2, 8, 3]], [3, 3])
+  retrieved_id_BR = np.array([[2, 1, 0], [0, 2, 1]])
+  batch = BatchAssembler(store, vocabulary, joint_length=24).question_batch(
+    queries, [["x"]] * 2, retrieved_id_BR, snapshot_of(3), 2, trains_passage_tower=True
+  )
+  assert batch.passage_BKP.token_id.shape == (2, 2, store.passage_length)
+  for b, row in enumerate(retrieved_id_BR):
+    for k, i in enumerate(row[:2]):
+      title, body = (words_of(vocabulary, text) for text in ARTICLES[i])
+      assert spell(vocabulary, batch.passage_BKP, b, k) == f"[CLS] {title} [SEP] {body} [SEP]"
+
+
+def test_the_null_passage_is_read_first_and_marked_where_nothing_else_is(store, vocabulary):
+  queries = question_queries([[2, 7, 3, 0], [2, 8, 9, 3]], [3, 4])
+  batch = BatchAssembler(store, vocabulary, joint_length=24).question_batch(
+    queries, [["May 1990"], ["nowhere"]], np.array([[2, 1, 0], [0, 2, 1]]), snapshot_of(3), 2, reads_null_passage=True
+  )
+  words = [" ".join(vocabulary.tokens[i] for i in row) for row in ([7], [8, 9])]
+  for b, query in enumerate(words):
+    assert spell(vocabulary, batch.joint_BKJ, b, 0) == f"[CLS] {query} [SEP] [SEP]"
+  assert (
+    spell(vocabulary, batch.joint_BKJ, 0, 1) == f"[CLS] {words[0]} [SEP] {words_of(vocabulary, ARTICLES[2][1])} [SEP]"
+  )
+  assert [np.flatnonzero(is_body).tolist() for is_body in batch.is_body_BKJ[:, 0]] == [[3], [4]]
+  assert spell(vocabulary, batch.null_BP, 0) == spell(vocabulary, batch.null_BP, 1) == "[CLS] [SEP] [SEP]"
+  np.testing.assert_array_equal(batch.null_BP.segment_id, [[0, 0, 1]] * 2)
+  marked = [np.argwhere(start_KA >= 0).tolist() for start_KA in batch.gold_start_BKA]
+  assert marked == [[[2, 0]], [[0, 0]]]  # the first answer is in the second passage, the other one in none
+  assert (batch.gold_start_BKA[1, 0, 0], batch.gold_end_BKA[1, 0, 0]) == (4, 4)
+  assert batch.beam_emb_BRD.shape[:2] == (2, 3)  # it is not in the beam
 
 
 def test_patterns_mark_what_they_find(store, vocabulary):
@@ -238,13 +271,27 @@ def test_ict_batch_removes_exactly_the_sentence(store, vocabulary, removal_rate)
     if batch.sentence_is_removed_B[row]:
       sentences.pop(n)
     expected = f"[CLS] {words_of(vocabulary, title)} [SEP] {' '.join(sentences)} [SEP]"
-    assert spell(vocabulary, batch.passage_BP, row) == expected
-    assert (batch.passage_BP.token_id[row][~batch.passage_BP.is_token[row]] == vocabulary.pad_id).all()
+    assert spell(vocabulary, batch.passage_BKP, row, 0) == expected
+    assert (batch.passage_BKP.token_id[row][~batch.passage_BKP.is_token[row]] == vocabulary.pad_id).all()
     seen.add((int(queries.passage_id_B[row]), n, bool(batch.sentence_is_removed_B[row])))
   flags = {0.0: {False}, 1.0: {True}, 0.5: {False, True}}[removal_rate]
   if removal_rate != 0.5:  # all sentences of all passages came up: the first, middle and last ones too
     assert seen == {(i, n, flag) for i, num in enumerate([3, 3, 2]) for n in range(num) for flag in flags}
   assert {flag for *_, flag in seen} == flags
+
+
+def test_ict_batch_shows_hard_negatives_whole_behind_the_own_passage(store, vocabulary):
+  source = SentenceSource(store, seed=0, query_length=16, max_masks=1, removal_rate=1.0)
+  queries = source.draw(np.arange(6))
+  alone = BatchAssembler(store, vocabulary, joint_length=32).ict_batch(queries)
+  assert alone.passage_BKP.token_id.shape == (6, 1, 32)
+  negative_id_BK = np.array([[-1, (i + 1) % 3, NULL_PASSAGE] for i in queries.passage_id_B], np.int32)
+  batch = BatchAssembler(store, vocabulary, joint_length=32).ict_batch(queries._replace(negative_id_BK=negative_id_BK))
+  for row, (_, i, _) in enumerate(negative_id_BK.tolist()):
+    title, body = (words_of(vocabulary, text) for text in ARTICLES[i])
+    assert spell(vocabulary, batch.passage_BKP, row, 0) == spell(vocabulary, alone.passage_BKP, row, 0)
+    assert spell(vocabulary, batch.passage_BKP, row, 1) == f"[CLS] {title} [SEP] {body} [SEP]"
+    assert spell(vocabulary, batch.passage_BKP, row, 2) == "[CLS] [SEP] [SEP]"
 
 
 @pytest.mark.parametrize("null_rate", [1.0, 0.0, 0.5])

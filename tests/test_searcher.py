@@ -7,7 +7,6 @@ import pytest
 from etils import epath
 
 from realm_jax.index.digest import file_digests
-from realm_jax.index.scann_process import ScannProcess
 from realm_jax.index.searcher import ExactSearcher, ScannSearcher, _replace_padding, scann_settings
 
 N, D = 20_000, 32
@@ -208,31 +207,6 @@ def test_a_query_that_is_not_finite_is_refused(data, scann_searcher, bad):
       ValueError, match=r"^a query embedding is not finite; the retriever's parameters have diverged$"
     ):
       searcher.search(query_BD, 8)
-
-
-def test_scann_in_a_process_of_its_own_answers_the_same(tmp_path):
-  emb_ND = np.random.default_rng(0).normal(size=(500, 16)).astype(np.float32)
-  here = ScannSearcher.build(emb_ND, scann_settings(500))
-  here.save(str(tmp_path))
-  apart = ScannProcess(str(tmp_path), 500, scann_settings(500))
-  for k in (1, 8, 500):
-    for (score, passage_id), (wanted_score, wanted_id) in [(apart.search(emb_ND[:5], k), here.search(emb_ND[:5], k))]:
-      np.testing.assert_array_equal(passage_id, wanted_id)
-      np.testing.assert_allclose(score, wanted_score, rtol=0, atol=1e-5)
-  with pytest.raises(ValueError, match="asked for 501 of 500 passages"):
-    apart.search(emb_ND[:5], 501)
-  with pytest.raises(ValueError, match="a query embedding is not finite"):
-    apart.search(np.full((1, 16), np.nan, np.float32), 3)
-  process = apart._process
-  process.kill()
-  with pytest.raises(RuntimeError, match="the process that holds ScaNN's index ended with status -9"):
-    apart.search(emb_ND[:5], 3)
-  other = ScannProcess(str(tmp_path), 500, scann_settings(500))
-  process = other._process
-  del other
-  assert process.wait(timeout=10) == -9  # it does not outlive what it answers for
-  with pytest.raises(RuntimeError, match="ended with status 1"):
-    ScannProcess(str(tmp_path / "absent"), 500, scann_settings(500))
 
 
 def test_scann_settings_can_be_chosen():

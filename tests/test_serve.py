@@ -2,10 +2,13 @@
 
 import asyncio
 import copy
+import gc
 import json
 import math
 import re
 import threading
+import time
+import weakref
 
 import jax
 import numpy as np
@@ -99,7 +102,8 @@ def test_the_api_answers_what_the_library_does(open_qa, serve):
   question = "Who discovered radium?"
   expected = open_qa.answers([question])[0]
   result = client.post("/api/ask", json={"question": f" {question} ", "searcher": "exact"}).json()
-  assert result.keys() == {"answer", "probability", "evidence", "latency"}
+  assert result.keys() == {"answer", "probability", "null_probability", "evidence", "latency", "step", "index_version"}
+  assert (result["step"], result["index_version"]) == (7, 3)
   assert (result["answer"], result["probability"]) == (expected[0].text, pytest.approx(expected[0].probability))
   assert len(result["evidence"]) == 3
   for shown, answer in zip(result["evidence"], expected):
@@ -108,6 +112,7 @@ def test_the_api_answers_what_the_library_does(open_qa, serve):
       "probability": pytest.approx(answer.probability), "retrieval_score": pytest.approx(answer.retrieval_score),
       "reader_score": pytest.approx(answer.reader_score),
     }  # fmt: skip
+  assert result["null_probability"] is None  # this run doesn't read the null passage
   assert result["latency"]["search_ms"] > 0 and result["latency"]["reading_ms"] > 0
   one = client.post("/api/ask", json={"question": question, "num_answers": 1}).json()
   assert (one["answer"], one["evidence"]) == (result["answer"], result["evidence"][:1])
@@ -119,7 +124,7 @@ def test_the_api_answers_what_the_library_does(open_qa, serve):
     for s, i in zip(score_BK[0].tolist(), passage_id_BK[0].tolist())
   ]
   assert client.get("/api/status").json() == {
-    "can_answer": True, "step": 7, "index_version": 3, "index_params_step": 5, "index_age": 2.0,
+    "can_answer": True, "step": 7, "index_version": 3, "index_params_step": 5, "index_age": 0.0,
     "index_searcher": "exact", "searchers": ["index", "exact"], "num_passages": 40, "source": "", "license": "",
   }  # fmt: skip
   assert client.get("/healthz").json() == {"status": "ok"}
@@ -334,6 +339,63 @@ def test_a_request_that_waited_too_long_is_never_begun():
   late, answer = asyncio.run(ask())
   assert [type(error) for error in late] == [TimeoutError] * 3
   assert (answer, batches) == ("3", [["0", "1"], ["3"]])
+
+
+def newer_qa(version, step):
+  fake = HostileQA()
+  fake.snapshot, fake.step = fake.snapshot._replace(version=version), step
+  return fake
+
+
+def wait_until(condition):
+  deadline = time.monotonic() + 120
+  while not condition():
+    assert time.monotonic() < deadline
+    time.sleep(0.01)
+
+
+def test_what_is_newer_is_taken_into_use_between_requests(serve):
+  """One after the other: never more than two are in memory, and none that has been replaced."""
+  alive, offered = weakref.WeakSet(), threading.Event()
+  most = 0
+
+  def look(now):
+    nonlocal most
+    if not offered.is_set() or now.snapshot.version == 6:
+      return None
+    found = newer_qa(now.snapshot.version + 1, now.step + 10)
+    alive.add(found)
+    gc.collect()
+    most = max(most, len(alive))
+    return found
+
+  client = serve(look=look, look_every=0.01)
+  asked = client.post("/api/ask", json={"question": "x"}).json()
+  assert (asked["step"], asked["index_version"]) == (7, 3)
+  assert client.get("/api/status").json()["index_age"] == 2.0
+  offered.set()
+  wait_until(lambda: client.get("/api/status").json()["index_version"] == 6)
+  gc.collect()
+  assert len(alive) == 1 and most == 2
+  status = client.get("/api/status").json()
+  assert (status["step"], status["index_age"]) == (37, 32.0)
+  for path in ("/api/ask", "/api/search"):
+    answered = client.post(path, json={"question": "x"}).json()
+    assert (answered["step"], answered["index_version"]) == (37, 6)
+
+
+def test_what_can_not_answer_is_not_taken_into_use(serve, capsys):
+  broken, tried = newer_qa(4, 8), threading.Event()
+
+  def fail(*_):
+    tried.set()
+    raise ValueError("the retriever's parameters have diverged")
+
+  broken.read = fail
+  client = serve(look=lambda now: broken, look_every=0.01)
+  assert tried.wait(120)
+  assert client.post("/api/ask", json={"question": "x"}).json()["index_version"] == 3
+  wait_until(lambda: "have diverged" in capsys.readouterr().err)
 
 
 def test_a_port_that_is_taken_is_named():

@@ -76,7 +76,8 @@ def check(result):
   for stage, meshes in result.items():
     for name, difference in meshes.items():
       assert difference["loss"] < 1e-6, (stage, name)
-      # Sums of float32 in another order: 0.1 to 2.3e-6 were seen.
+      # Sums of float32 in another order: 0.1 to 2.3e-6 were seen. No order reaches 1e-6: of ICT, the whole batch on one
+      # device is 1.36e-6 from the same step in float64, 4 and 16 parts 1.38e-6 and 1.37e-6.
       assert difference["gradient"] < 3e-6, (stage, name)
     assert meshes["8 devices"]["split"] == ["(32, 64)"]
     assert meshes["2 x 2 x 2"]["split"] == meshes["2 parts on 2 x 2 x 2"]["split"] == ["(16, 32)"]

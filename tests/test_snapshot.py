@@ -185,7 +185,7 @@ def test_embeddings_that_are_not_finite_are_never_loaded(tmp_path, sample_store,
   run_dir, emb_ND = RunDir(tmp_path), embeddings(sample_store)
   emb_ND[5, 3] = np.nan
   with monkeypatch.context() as patched:
-    patched.setattr(snapshots, "_first_not_finite", lambda emb_ND: None)  # an indexer that did not look
+    patched.setattr(snapshots, "first_not_finite", lambda emb_ND: None)  # an indexer that did not look
     publish(run_dir, emb_ND, sample_store, params_step=0, params_digest="")
   with pytest.raises(SnapshotError, match=r"embeddings is damaged; delete snapshot 1"):
     load(run_dir, 1, sample_store)

@@ -6,7 +6,7 @@ import math
 import pytest
 
 from realm_jax.training import topology
-from realm_jax.training.topology import CHIPS, Topology, compile_only_devices, parse_topology
+from realm_jax.training.topology import CHIPS, Topology, compile_only_devices, parse_topology, peak_flops
 
 HAS_LIBTPU = importlib.util.find_spec("libtpu") is not None
 
@@ -72,3 +72,12 @@ def test_a_grid_that_libtpu_refuses(monkeypatch):
   monkeypatch.setattr(topology.topologies, "get_topology_desc", refuse)
   with pytest.raises(ValueError, match=r"^v4:3x3x3 is no grid of a slice: not divisible; grids are 2x2x1, 2x2x2, "):
     compile_only_devices(Topology("v4:3x3x3", CHIPS["v4"], "3x3x3"))
+
+
+@pytest.mark.parametrize(
+  ("kind", "flops"),
+  [("TPU v4", 275e12), ("TPU v5 lite", 197e12), ("TPU v5p", 459e12), ("TPU7x", 2307e12 / 2), ("cpu", None),
+   ("NVIDIA H100 80GB HBM3", 989e12), ("NVIDIA H100 NVL", None)],
+)  # fmt: skip
+def test_the_peak_of_a_device(kind, flops):
+  assert peak_flops(kind) == flops

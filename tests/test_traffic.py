@@ -40,6 +40,18 @@ def test_instructions(lines, expected):
   assert memory_traffic(HEAD + "".join(f"  {line}\n" for line in lines) + "}\n") == expected
 
 
+def test_a_loop_reads_and_writes_in_each_iteration():
+  def run(x, y):
+    return jax.lax.fori_loop(0, 5, lambda i, x: jnp.sin(x @ y), x)
+
+  x = jax.ShapeDtypeStruct((64, 64), jnp.float32)
+  text = jax.jit(run).lower(x, x).compile().as_text()
+  once, five = memory_traffic(text), memory_traffic(text, 5)
+  # A product, then a sine, of matrices; the counter and copies are the rest.
+  body = (five - once) / 4
+  assert 5 * 4 * 64 * 64 <= body < 7 * 4 * 64 * 64
+
+
 def test_a_product_reads_two_matrices_and_writes_one():
   a, b = (jax.ShapeDtypeStruct(shape, jnp.float32) for shape in ((64, 32), (32, 16)))
   text = jax.jit(lambda a, b: a @ b).lower(a, b).compile().as_text()

@@ -162,6 +162,28 @@ class QuestionSource:
     return _make_batch(tokens, self._query_length, self._max_masks, self._vocabulary, question_id_B=row_B)
 
 
+def mask_answer(sentence: str, answer: str, vocabulary: Vocabulary, *, query_length: int, max_masks: int) -> QueryBatch:
+  """One query: a sentence with its answer masked, as pre-training masks a salient span.
+
+  Args:
+    sentence: has [MASK], once, in the answer's place.
+
+  Raises:
+    ValueError: it has not, or there is no answer within the query's length.
+  """
+  before, _, after = sentence.partition("[MASK]")
+  if sentence.count("[MASK]") != 1:
+    raise ValueError(f"{sentence!r} has [MASK] {sentence.count('[MASK]')} times; write it once, in the answer's place")
+  encoding = vocabulary.encode([before + answer + after])[0]
+  begin, end = encoding.char_range.T
+  (place,) = np.nonzero((begin < len(before) + len(answer)) & (end > len(before)))
+  if len(place) == 0 or place[-1] + 1 > query_length - 2:
+    raise ValueError(f"no answer {answer!r} within the {query_length - 2} wordpieces of a query; shorten the sentence")
+  tokens = Tokens(encoding.token_id[None], np.zeros(1, np.int64), np.array([len(begin)]))
+  batch = _make_batch(tokens, query_length, max_masks, vocabulary)
+  return mask_tokens(batch, span_mask(batch, place[:1] + 1, place[-1:] + 2), vocabulary.mask_id)
+
+
 def text_tokens(texts: Sequence[str], vocabulary: Vocabulary) -> Tokens:
   """Texts as rows of tokens."""
   ids = vocabulary.token_ids(texts)
@@ -255,5 +277,6 @@ def _make_batch(tokens: Tokens, query_length: int, max_masks: int, vocabulary: V
     mask_target_BM=np.zeros((num_queries, max_masks), np.int32),
     mask_weight_BM=np.zeros((num_queries, max_masks), np.float32),
     question_id_B=np.full(num_queries, -1, np.int32),
+    negative_id_BK=np.full((num_queries, 1), NO_PASSAGE, np.int32),
   )
   return batch._replace(**{name: value.astype(getattr(batch, name).dtype) for name, value in fields.items()})

@@ -17,7 +17,14 @@ from realm_jax.data.queries import QuerySource
 # Single examples are drawn so many at a time: large enough that NumPy's call overhead vanishes.
 _CHUNK = 64
 
-_RANK = {"token_id_BQ": 1, "sentence_B2": 1, "mask_position_BM": 1, "mask_target_BM": 1, "mask_weight_BM": 1}
+_RANK = {
+  "token_id_BQ": 1,
+  "sentence_B2": 1,
+  "mask_position_BM": 1,
+  "mask_target_BM": 1,
+  "mask_weight_BM": 1,
+  "negative_id_BK": 1,
+}
 _DTYPE = {"sentence_is_removed_B": tf.bool, "mask_weight_BM": tf.float32}
 
 

@@ -17,6 +17,8 @@ logging.getLogger("bm25s").setLevel(logging.WARNING)  # it tells of every index 
 class Bm25:
   """Lucene's BM25 with k1 0.9 and b 0.4, English stemming and stop words."""
 
+  DESCRIPTION = "bm25-lucene-0.9-0.4-english"  # of the settings, for what is made with them
+
   def __init__(self, store: PassageStore):
     self._stemmer = Stemmer.Stemmer("english")
     self._index = bm25s.BM25(method="lucene", k1=0.9, b=0.4)

@@ -81,6 +81,8 @@ def embed_together(
   work: Callable[[Callable[[Any, int, int], np.ndarray]], T],
   embed: Callable[[Any, int, int], np.ndarray],
   abstract_params: Any,
+  *,
+  ends_on_sigterm: bool = True,
 ) -> T | None:
   """Runs `work` on the first host; what it embeds, all hosts embed together.
 
@@ -88,6 +90,7 @@ def embed_together(
     work: is given a function (parameters, begin, end) -> embeddings.
     embed: that function on one host; all hosts call it at once.
     abstract_params: shapes and types of the parameters.
+    ends_on_sigterm: else whoever calls this goes on afterwards, and looks for the signal itself.
 
   Returns:
     What work returned; None on the other hosts.
@@ -99,10 +102,16 @@ def embed_together(
   if jax.process_count() == 1:
     return work(embed)
   rounds = itertools.count()
+
+  def end_if_preempted() -> None:
+    # All hosts ask with the same number; JAX has caught the signal, and lets them hear of it at the same one.
+    if ends_on_sigterm and multihost_utils.reached_preemption_sync_point(next(rounds)):
+      raise Preempted("SIGTERM: start again to go on")
+
   if not is_first():
     nothing = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), abstract_params)
     while True:
-      _end_if_preempted(next(rounds))
+      end_if_preempted()
       what, begin, end = _tell(_PENDING)
       if what == _EMBED:
         embed(_broadcast(nothing), begin, end)
@@ -123,21 +132,15 @@ def embed_together(
     try:
       params, begin, end, reply = requests.get(timeout=_SECONDS)
     except queue.Empty:
-      _end_if_preempted(next(rounds))
+      end_if_preempted()
       _tell(_PENDING)
       continue
-    _end_if_preempted(next(rounds))
+    end_if_preempted()
     _tell(_EMBED, begin, end)
     reply.set_result(embed(_broadcast(params), begin, end))
-  _end_if_preempted(next(rounds))
+  end_if_preempted()
   _tell(_DONE if future.exception() is None else _FAILED)
   return future.result()
-
-
-def _end_if_preempted(number: int) -> None:
-  """All hosts ask with the same number; JAX has caught the signal, and lets them hear of it at the same one."""
-  if multihost_utils.reached_preemption_sync_point(number):
-    raise Preempted("SIGTERM: start again to go on")
 
 
 def settle(arrays: Any) -> None:

@@ -95,8 +95,11 @@ class Refresher:
     """The step whose parameters embedded the newest snapshot that is whole."""
     return snapshots.newest_step(self._run_dir, self._damaged)
 
-  def refresh(self, export: Export) -> int | None:
+  def refresh(self, export: Export, *, embed: Embed | None = None) -> int | None:
     """Embeds, publishes, and deletes what is old.
+
+    Args:
+      embed: this time, instead of what the refresher was made with.
 
     Returns:
       The version, None if other indexers were faster.
@@ -107,7 +110,7 @@ class Refresher:
     if not is_finite(export.params):
       raise SnapshotError(f"the parameters of step {export.step} are not finite; nothing was published")
     started = time.monotonic()
-    emb_ND, slices, num_embedded = self._embed(export)
+    emb_ND, slices, num_embedded = self._embed(export, embed or self._embed_part)
     embedded = time.monotonic()
     version = snapshots.publish(
         self._run_dir, emb_ND, self._store, params_step=export.step, params_digest=export.digest, slices=slices,
@@ -128,16 +131,16 @@ class Refresher:
     )
     return version
 
-  def _embed(self, export: Export) -> tuple[np.ndarray, list[Slice], int]:
+  def _embed(self, export: Export, embed_part: Embed) -> tuple[np.ndarray, list[Slice], int]:
     num_passages = len(self._store)
     if self._emb_ND is None:
       bounds = np.linspace(0, num_passages, min(self._settings.num_slices, num_passages) + 1).astype(int).tolist()
       slices = [Slice(begin, end, export.step) for begin, end in zip(bounds, bounds[1:])]
-      return self._embed_part(export.params, 0, num_passages), slices, num_passages
+      return embed_part(export.params, 0, num_passages), slices, num_passages
     oldest = min(range(len(self._slices)), key=lambda i: self._slices[i].params_step)
     begin, end, _ = self._slices[oldest]
     emb_ND = self._emb_ND.copy()
-    emb_ND[begin:end] = self._embed_part(export.params, begin, end)
+    emb_ND[begin:end] = embed_part(export.params, begin, end)
     slices = [*self._slices[:oldest], Slice(begin, end, export.step), *self._slices[oldest + 1 :]]
     return emb_ND, slices, end - begin
 
@@ -216,7 +219,7 @@ def follow(
         "stopped? Start it again, then this"
       )
     else:
-      time.sleep(0.2)
+      time.sleep(run_dir.poll)
 
 
 def abstract_tower_params(tower: Tower, passage_length: int) -> Any:

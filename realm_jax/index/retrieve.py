@@ -64,11 +64,12 @@ class BatchAssembler:
     self._words = functools.lru_cache(1 << 16)(lambda i: matchable(store.body(i)))
 
   def ict_batch(self, queries: QueryBatch) -> IctBatch:
-    """Each query's own passage, without the query's sentence where it is to be removed (section 1.10)."""
-    body = self._shown_body(queries)
+    """Each query's own passage, without its sentence where that is to be removed (section 1.10), then its negatives."""
     title = self._store.title_tokens(queries.passage_id_B)
-    passage_BP = pack(title, body, self._store.passage_length, self._vocabulary)
-    return IctBatch(query_input(queries), passage_BP, queries.sentence_is_removed_B)
+    own_BP = pack(title, self._shown_body(queries), self._store.passage_length, self._vocabulary)
+    negative_BKP = self._passage_input(queries.negative_id_BK[:, 1:])
+    passage_BKP = Packed(*(np.concatenate([x[:, None], y], 1) for x, y in zip(own_BP, negative_BKP)))
+    return IctBatch(query_input(queries), passage_BKP, queries.sentence_is_removed_B)
 
   def reading_batch(self, queries: QueryBatch) -> ReadingBatch:
     """Each masked sentence with the passage that the query names, without the sentence if that is its own."""
@@ -89,13 +90,9 @@ class BatchAssembler:
   def masked_batch(self, queries: QueryBatch, retrieved_id_BR: np.ndarray, num_passages: int) -> MaskedBatch:
     """K = num_passages per query, the null passage among them."""
     passage_id_BK = choose_passages(retrieved_id_BR, queries.passage_id_B, num_passages)
-    flat = passage_id_BK.reshape(-1)
-    passage = pack(
-      self._store.title_tokens(flat), self._store.body_tokens(flat), self._store.passage_length, self._vocabulary
-    )
     return MaskedBatch(
       query_input(queries),
-      _unflatten(passage, passage_id_BK.shape),
+      self._passage_input(passage_id_BK),
       self.joint_input(queries, passage_id_BK),
       queries.mask_position_BM,
       queries.mask_target_BM,
@@ -111,34 +108,45 @@ class BatchAssembler:
     num_passages: int,
     max_answers: int = 16,
     regex: bool = False,
+    trains_passage_tower: bool = False,
+    reads_null_passage: bool = False,
   ) -> QuestionBatch:
-    """The beam with its frozen embeddings, and the first K passages to read, with the answers marked.
+    """The beam with the index' embeddings, and the first K passages to read, with the answers marked.
 
     Args:
       max_answers: occurrences marked in a passage, at most.
       regex: answers are regular expressions; marked is what they find in a passage.
+      trains_passage_tower: the passages to read come as the passage tower reads them, too.
+      reads_null_passage: it comes before them. Its span is marked where they have no answer marked.
     """
     rows = zip(answers_B, retrieved_id_BR.tolist())
     beam_has_answer_BR = np.array([self._have_answer(answers, row, regex) for answers, row in rows])
     passage_id_BK = retrieved_id_BR[:, :num_passages]
-    joint_BKJ = self.joint_input(queries, passage_id_BK)
-    is_body_BKJ = (joint_BKJ.segment_id == 1) & (joint_BKJ.token_id != self._vocabulary.sep_id)
-    gold = np.full((2, *passage_id_BK.shape, max_answers), -1, np.int32)
+    read_id_BK = passage_id_BK
+    if reads_null_passage:
+      read_id_BK = np.insert(passage_id_BK, 0, NULL_PASSAGE, axis=1)
+    joint_BKJ, is_body_BKJ = self.reader_input(queries, read_id_BK)
+    gold = np.full((2, *read_id_BK.shape, max_answers), -1, np.int32)
     for b, answers in enumerate(answers_B):
       answer_ids = self._answer_ids(answers)
-      for k, i in enumerate(passage_id_BK[b].tolist()):
+      for k, i in enumerate(passage_id_BK[b].tolist(), int(reads_null_passage)):
         if regex:
           answer_ids = self._answer_ids(all_matches(self._store.body(i), answers))
         spans = find_answers(joint_BKJ.token_id[b, k], is_body_BKJ[b, k], answer_ids)[:max_answers]
         gold[0, b, k, : len(spans)] = [start for start, _ in spans]
         gold[1, b, k, : len(spans)] = [end for _, end in spans]
+      if reads_null_passage and (gold[0, b] == -1).all():
+        gold[:, b, 0, 0] = is_body_BKJ[b, 0].argmax()
     return QuestionBatch(
       query_input(queries),
       snapshot.passage_emb_ND[retrieved_id_BR].astype(np.float32),
       beam_has_answer_BR,
       joint_BKJ,
       is_body_BKJ,
-      *gold,
+      gold_start_BKA=gold[0],
+      gold_end_BKA=gold[1],
+      passage_BKP=self._passage_input(passage_id_BK) if trains_passage_tower else None,
+      null_BP=self.null_input(len(passage_id_BK)) if reads_null_passage else None,
     )
 
   def _have_answer(self, answers: Sequence[str], passage_ids: Sequence[int], regex: bool) -> list[bool]:
@@ -151,6 +159,23 @@ class BatchAssembler:
     """An answer of unknown words alone would be "found" at every unknown word, so it is left out."""
     encodings = self._vocabulary.encode(list(answers))
     return [e.token_id for e in encodings if (e.token_id != self._vocabulary.unk_id).any()]
+
+  def null_input(self, num_queries: int) -> Packed:
+    """[CLS] [SEP] [SEP], as the passage tower reads the null passage, once for each query."""
+    nothing = self._store.title_tokens(np.full(num_queries, NULL_PASSAGE))
+    return pack(nothing, nothing, 3, self._vocabulary)
+
+  def reader_input(self, queries: QueryBatch, passage_id_BK: np.ndarray) -> tuple[Packed, np.ndarray]:
+    """`joint_input`, and where answers may stand, bool [B, K, J]: passage tokens, of the null passage its [SEP]."""
+    joint_BKJ = self.joint_input(queries, passage_id_BK)
+    is_null_BK1 = (passage_id_BK == NULL_PASSAGE)[..., None]
+    return joint_BKJ, (joint_BKJ.segment_id == 1) & (is_null_BK1 | (joint_BKJ.token_id != self._vocabulary.sep_id))
+
+  def _passage_input(self, passage_id_BK: np.ndarray) -> Packed:
+    """[CLS] title [SEP] body [SEP], [B, K, P], as the index embeds it."""
+    flat = passage_id_BK.reshape(-1)
+    title, body = self._store.title_tokens(flat), self._store.body_tokens(flat)
+    return _unflatten(pack(title, body, self._store.passage_length, self._vocabulary), passage_id_BK.shape)
 
   def joint_input(self, queries: QueryBatch, passage_id_BK: np.ndarray) -> Packed:
     """[CLS] query [SEP] body [SEP], [B, K, J]: the reader isn't shown the title."""
@@ -179,4 +204,4 @@ def find_answers(
 
 
 def _unflatten(packed: Packed, shape: tuple[int, ...]) -> Packed:
-  return Packed(*(x.reshape(*shape, -1) for x in packed))
+  return Packed(*(x.reshape(*shape, x.shape[-1]) for x in packed))

@@ -25,6 +25,8 @@ class RunDir:
     # Orbax wants absolute paths; a bucket is absolute already.
     self.path = epath.Path(path) if self.is_bucket else epath.Path(path).expanduser().resolve()
     self.files = files or Files()
+    # Seconds between two looks for something new. In a bucket a look is some requests, each of which costs money.
+    self.poll = 2.0 if self.is_bucket else 0.2
     self.config = self.path / "config.json"
     self.checkpoints = self.path / "checkpoints"
     self.retriever = self.path / "retriever"
@@ -34,6 +36,8 @@ class RunDir:
     self.damaged = self.path / "damaged"
     self.metrics = self.path / "metrics.jsonl"
     self.tensorboard = self.path / "tensorboard"
+    self.wandb_id = self.path / "wandb_id"
+    self.profile = self.path / "profile"
     self.evaluation = self.path / "evaluation"
     self.best = self.path / "best.json"
     self.done = self.path / "DONE"
@@ -113,7 +117,7 @@ class RunDir:
       ValueError: it is not what was written.
     """
     what = f"config.json in {self.path}: start realm train with this --workdir, or check the path"
-    text = wait_for(lambda: self.files.read(self.config), timeout, what)
+    text = wait_for(lambda: self.files.read(self.config), timeout, what, poll=self.poll)
     try:
       return unsealed(json.loads(text), "config.json")
     except ValueError as error:

@@ -3,32 +3,22 @@
 from __future__ import annotations
 
 import json
-import pathlib
-import tempfile
 import uuid
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import ml_dtypes
 import numpy as np
-import orbax.checkpoint as ocp
-import xxhash
-from etils import epath
 
 from realm_jax.data.packing import PACKING
 from realm_jax.data.passages import PassageStore
-from realm_jax.index.digest import file_digests
-from realm_jax.index.hosts import by_itself
 from realm_jax.index.run_dir import RunDir
-from realm_jax.index.scann_process import ScannProcess
 from realm_jax.index.seal import sealed, unsealed
-from realm_jax.index.searcher import ExactSearcher, ScannSearcher, Searcher, scann_settings
+from realm_jax.index.searcher import ScannSearcher, Searcher, scann_settings
+from realm_jax.index.snapshot_data import SnapshotError, digest_of, first_not_finite, read_data, write_data
+from realm_jax.index.snapshot_process import SnapshotProcess
 
 FORMAT = "realm-snapshot-2"
-
-
-class SnapshotError(ValueError):
-  """A snapshot that must not be used; the message says what differs, and the remedy."""
 
 
 class Slice(NamedTuple):
@@ -92,7 +82,7 @@ def publish(
     SnapshotError: an embedding is not finite.
   """
   emb_ND = np.asarray(passage_emb_ND).astype(ml_dtypes.bfloat16)
-  if (first := _first_not_finite(emb_ND)) is not None:
+  if (first := first_not_finite(emb_ND)) is not None:
     raise SnapshotError(
       f"embeddings are not finite, the first of passage {store.id(first)!r}; nothing was published: the parameters of "
       f"step {params_step} have diverged"
@@ -112,7 +102,7 @@ def publish(
     "retrieval_size": emb_ND.shape[1],
     "dtype": str(emb_ND.dtype),
     "slices": slices or [Slice(0, len(emb_ND), params_step)],
-    "embedding_digest": _embedding_digest(emb_ND),
+    "embedding_digest": digest_of(emb_ND),
     "searcher": kind,
     "searcher_settings": settings,
   }
@@ -191,14 +181,16 @@ def _check_fits(run_dir: RunDir, version: int, manifest: dict[str, Any], store: 
 
 def load(
   run_dir: RunDir, version: int, store: PassageStore, *, retrieval_size: int | None = None,
-  params_digest: str | None = None, embedding_digest: str | None = None, beside_a_loop: bool = False,
+  params_digest: str | None = None, embedding_digest: str | None = None,
+  beside_a_loop: bool = False, is_awaited: bool = False,
 ) -> Snapshot:  # fmt: skip
   """Reads a committed snapshot, checking that it belongs to the corpus and that no bit of it changed.
 
   Digests and sizes that are given must be what the manifest names.
 
   Args:
-    beside_a_loop: loads ScaNN in a process of its own, so that no other thread of this one is stopped.
+    beside_a_loop: a large one is loaded, and searched, by a process of its own, which takes no time from the loop.
+    is_awaited: the loop stands still until it is there.
 
   Raises:
     SnapshotError: names what differs, with the remedy.
@@ -210,69 +202,10 @@ def load(
   )  # fmt: skip
   data = run_dir.snapshot(version) / manifest["writer"]
   try:
-    emb_ND, searcher = read_data(data, manifest, beside_a_loop=beside_a_loop)
+    if beside_a_loop and manifest["searcher"] == "scann":
+      process = SnapshotProcess(str(data), manifest, steps_back=not is_awaited)
+      return Snapshot(version, manifest, process.passage_emb_ND, process)
+    emb_ND, searcher = read_data(data, manifest)
   except SnapshotError as error:
     raise SnapshotError(f"{error}; delete snapshot {version} and run realm refresh_index --once") from error
   return Snapshot(version, manifest, emb_ND, searcher)
-
-
-def write_data(directory: epath.Path, emb_ND: np.ndarray, searcher: Searcher | None) -> dict[str, str]:
-  """Writes the arrays, and ScaNN's assets if there is such a searcher; returns the digest of each file."""
-  directory.mkdir(parents=True)
-  with ocp.StandardCheckpointer(multiprocessing_options=by_itself()) as checkpointer:
-    checkpointer.save(directory / "embeddings", {"passage_emb_ND": emb_ND})
-  if isinstance(searcher, ScannSearcher):
-    _save_scann(searcher, directory / "scann")
-  return file_digests(directory)
-
-
-def read_data(
-  directory: epath.Path, manifest: dict[str, Any], *, beside_a_loop: bool = False
-) -> tuple[np.ndarray, Searcher]:
-  """What write_data wrote; raises SnapshotError if a bit of it changed."""
-  found = file_digests(directory)
-  for name, digest in manifest["file_digest"].items():
-    if found.get(name) != digest:
-      raise SnapshotError(f"{directory / name} {'is missing' if name not in found else 'is damaged'}")
-  try:
-    with ocp.StandardCheckpointer(multiprocessing_options=by_itself()) as checkpointer:
-      emb_ND = np.asarray(checkpointer.restore(directory / "embeddings")["passage_emb_ND"])
-  except (ValueError, KeyError, TypeError, FileNotFoundError) as error:
-    raise SnapshotError(f"{directory / 'embeddings'} is damaged ({error})") from error
-  if _embedding_digest(emb_ND) != manifest["embedding_digest"] or _first_not_finite(emb_ND) is not None:
-    raise SnapshotError(f"{directory / 'embeddings'} is damaged")
-  if manifest["searcher"] == "scann":
-    return emb_ND, _load_scann(directory / "scann", len(emb_ND), manifest["searcher_settings"], beside_a_loop)
-  return emb_ND, ExactSearcher(emb_ND)
-
-
-def _embedding_digest(emb_ND: np.ndarray) -> str:
-  return xxhash.xxh3_128_hexdigest(np.ascontiguousarray(emb_ND).view(np.uint8).data)
-
-
-def _first_not_finite(emb_ND: np.ndarray) -> int | None:
-  """The first row that is not finite. In pieces: a whole float32 copy is gigabytes."""
-  for begin in range(0, len(emb_ND), 1 << 16):
-    is_finite_N = np.isfinite(emb_ND[begin : begin + (1 << 16)].astype(np.float32)).all(1)
-    if not is_finite_N.all():
-      return begin + int(np.argmin(is_finite_N))
-  return None
-
-
-def _save_scann(searcher: ScannSearcher, directory: epath.Path) -> None:
-  """ScaNN writes local files only: they are written beside, and copied."""
-  directory.mkdir(parents=True)
-  with tempfile.TemporaryDirectory() as scratch:
-    searcher.save(scratch)
-    for path in pathlib.Path(scratch).iterdir():
-      (directory / path.name).write_bytes(path.read_bytes())
-
-
-def _load_scann(directory: epath.Path, num_passages: int, settings: dict[str, Any], beside_a_loop: bool) -> Searcher:
-  load = ScannProcess if beside_a_loop else ScannSearcher.load
-  if "://" not in str(directory):
-    return load(str(directory), num_passages, settings)
-  with tempfile.TemporaryDirectory() as scratch:  # ScaNN reads local files only
-    for path in directory.iterdir():
-      (pathlib.Path(scratch) / path.name).write_bytes(path.read_bytes())
-    return load(scratch, num_passages, settings)

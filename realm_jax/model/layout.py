@@ -18,6 +18,9 @@ def split_rows(x: jax.Array) -> jax.Array:
 
   Left alone, the compiler carries over to activations how the parameters are split, and moves them to and fro.
   """
-  if {"data", "fsdp"} <= set(jax.sharding.get_abstract_mesh().axis_names):
-    return jax.lax.with_sharding_constraint(x, PartitionSpec(("data", "fsdp")))
-  return x
+  mesh = jax.sharding.get_abstract_mesh()
+  if not {"data", "fsdp"} <= set(mesh.axis_names):
+    return x
+  # Inside of a jax.shard_map over "data" these are the rows of one shard.
+  axes = tuple(axis for axis in ("data", "fsdp") if axis not in mesh.manual_axes)
+  return jax.lax.with_sharding_constraint(x, PartitionSpec(axes))

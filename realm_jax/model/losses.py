@@ -42,11 +42,45 @@ def retrieval_utility(score_BK: jax.Array, gold_log_prob_BKM: jax.Array, weight_
   return weighted_mean(log_marginal_BM - gold_log_prob_BKM[:, 0], weight_BM)
 
 
-def ict_loss(query_emb_BD: jax.Array, passage_emb_BD: jax.Array) -> tuple[jax.Array, jax.Array]:
-  """In-batch softmax cross-entropy over inner products, row b positive for query b; returns (loss, is_correct [B])."""
-  score_BB = jnp.einsum("bd,cd->bc", query_emb_BD, passage_emb_BD)
-  is_correct_B = score_BB.argmax(1) == jnp.arange(len(score_BB))
-  return -jnp.diagonal(log_softmax(score_BB)).mean(), is_correct_B
+def score_gradient(score_BK: jax.Array, log_likelihood_BK: jax.Array) -> jax.Array:
+  """r(z) = [p(y|z,x) / p(y|x) - 1] p(z|x), [B, K]: d log p(y|x) / d score (appendix A of Guu et al. 2020).
+
+  Written as the passage's posterior less its prior. Above 0 a step of training raises the score; the sum over K is 0.
+  """
+  return jax.nn.softmax(score_BK + log_likelihood_BK) - jax.nn.softmax(score_BK)
+
+
+def masked_word_score_gradient(
+  score_BK: jax.Array, gold_log_prob_BKM: jax.Array, weight_BM: jax.Array, *, per_example: bool
+) -> jax.Array:
+  """`score_gradient` of each query's masked words, [B, K]: their mean, or that of all of them together."""
+  if per_example:
+    return score_gradient(score_BK, jnp.einsum("bkm,bm->bk", gold_log_prob_BKM, weight_BM))
+  gradient_BKM = jax.vmap(score_gradient, in_axes=(None, 2), out_axes=2)(score_BK, gold_log_prob_BKM)
+  return jnp.einsum("bkm,bm->bk", gradient_BKM, weight_BM) / jnp.maximum(weight_BM.sum(1, keepdims=True), 1e-9)
+
+
+def question_score_gradient(score_BK: jax.Array, span_logit_BKS: jax.Array, span_is_gold_BKS: jax.Array) -> jax.Array:
+  """`score_gradient` of each question's answer, [B, K]; 0 where no passage that was read has it.
+
+  As the spans are normalised jointly (see `question_loss`), p(z|x) is the share of all of a passage's spans.
+  """
+  mass_BK = score_BK + logsumexp(span_logit_BKS, axis=-1)
+  gradient_BK = score_gradient(mass_BK, correct_log_prob(span_logit_BKS, span_is_gold_BKS))
+  return jnp.where(span_is_gold_BKS.any((1, 2))[:, None], gradient_BK, 0.0)
+
+
+def ict_loss(query_emb_BD: jax.Array, passage_emb_BKD: jax.Array) -> tuple[jax.Array, jax.Array]:
+  """Softmax cross-entropy over inner products; returns (loss, is_correct [B]).
+
+  A query's candidates are the first passages of all queries, of which its own is right, and its own hard negatives: not
+  those of the others, for which nobody has looked whether they are right for it too.
+  """
+  in_batch_BB = jnp.einsum("bd,cd->bc", query_emb_BD, passage_emb_BKD[:, 0])
+  negative_BK = jnp.einsum("bd,bkd->bk", query_emb_BD, passage_emb_BKD[:, 1:])
+  score_BC = jnp.concatenate([in_batch_BB, negative_BK], 1)
+  is_correct_B = score_BC.argmax(1) == jnp.arange(len(score_BC))
+  return -jnp.diagonal(log_softmax(score_BC)).mean(), is_correct_B
 
 
 def marginal_log_loss(logit: jax.Array, is_correct: jax.Array) -> jax.Array:
@@ -64,10 +98,10 @@ def correct_log_prob(logit: jax.Array, is_correct: jax.Array) -> jax.Array:
 
 
 def question_loss(
-  beam_score_BR: jax.Array, beam_has_answer_BR: jax.Array, span_logit_BKS: jax.Array, span_is_gold_BKS: jax.Array
-) -> tuple[jax.Array, jax.Array]:
+    beam_score_BR: jax.Array, beam_has_answer_BR: jax.Array, score_BK: jax.Array, span_logit_BKS: jax.Array,
+    span_is_gold_BKS: jax.Array,
+) -> tuple[jax.Array, jax.Array]:  # fmt: skip
   """Early retriever loss and reader loss, each [B]; spans are normalised jointly over the K passages (section 2.4)."""
-  score_BK = beam_score_BR[:, : span_logit_BKS.shape[1]]
   reader_loss_B = _span_loss(score_BK, span_logit_BKS, span_is_gold_BKS)
   return marginal_log_loss(beam_score_BR, beam_has_answer_BR), reader_loss_B
 

@@ -80,3 +80,9 @@ def span_candidates(length: int, max_width: int) -> tuple[np.ndarray, np.ndarray
   pairs = [(start, start + width) for width in range(max_width) for start in range(length - width)]
   start, end = np.array(pairs, np.int32).T
   return start, end
+
+
+def span_is_gold(first_BKA: jax.Array, last_BKA: jax.Array, length: int, max_width: int) -> jax.Array:
+  """Which of the `span_candidates` are one of A spans, given by their first and last positions: bool [B, K, S]."""
+  start_S, end_S = span_candidates(length, max_width)
+  return ((first_BKA[..., None] == start_S) & (last_BKA[..., None] == end_S)).any(-2)

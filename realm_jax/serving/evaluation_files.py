@@ -25,12 +25,19 @@ class Retrieved(NamedTuple):
   has_answer_BK: np.ndarray
 
 
-def predictions_jsonl(questions: Sequence[Question], answers: Sequence[Answer]) -> str:
-  """A line each question: what `read_predictions` reads, the right answers, and the evidence."""
+def predictions_jsonl(
+  questions: Sequence[Question], predictions: Sequence[str], answers: Sequence[Answer] | None = None
+) -> str:
+  """A line each question: what `read_predictions` reads, the right answers, and the evidence, if there is any.
+
+  No answer is the empty text.
+  """
   records = [
-    {"question": q.question, "prediction": a.text, "answer": list(q.answers), **a._asdict()}
-    for q, a in zip(questions, answers, strict=True)
+    {"question": q.question, "prediction": p, "answer": list(q.answers)}
+    for q, p in zip(questions, predictions, strict=True)
   ]
+  if answers:
+    records = [record | a._asdict() for record, a in zip(records, answers, strict=True)]
   return "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
 
 

@@ -51,7 +51,7 @@ class Case(NamedTuple):
 
   question: str
   answers: Sequence[str]
-  prediction: str | None
+  prediction: str | None  # "": no answer; None: nothing was read
   kind: str
   passages: Sequence[ShownPassage]
 
@@ -149,7 +149,7 @@ def _training(metrics: bytes | None) -> str:
 
 
 def _summary(number: int, case: Case) -> str:
-  answer = "" if case.prediction is None else f" → <b>{html.escape(case.prediction)}</b>"
+  answer = "" if case.prediction is None else f" → <b>{html.escape(case.prediction) or '<i>no answer</i>'}</b>"
   return f"{number}. {html.escape(case.question)}{answer}"
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import tqdm
@@ -21,6 +21,7 @@ from realm_jax.serving.evaluation import (
 )
 from realm_jax.serving.evaluation_files import Retrieved
 from realm_jax.serving.evaluation_report import Case, ShownPassage, shown_answer
+from realm_jax.serving.selective import selective_scores
 
 if TYPE_CHECKING:
   from realm_jax.serving.open_qa import Answer, OpenQA
@@ -35,6 +36,9 @@ class Evaluated(NamedTuple):
   is_answerable_B: np.ndarray
   kinds: list[str]
   answers: list[list[Answer]] | None  # the passages that were read, best first; None without a reader
+  predictions: list[str] | None  # "" where there is no answer
+  selective: dict[str, Any]  # see `selective_scores`; empty without a reader
+  closed_book: list[str] | None = None  # what was answered without passages, if that was asked for
 
 
 def evaluate_run(
@@ -45,11 +49,15 @@ def evaluate_run(
   *,
   recall_at: Sequence[int],
   regex: bool = False,
+  no_answer_above: float | None = None,
 ) -> Evaluated:
   """Retrieves as many passages as the largest k of recall@k or the reader needs, and lets the reader read its share.
 
   The reader adds its own retriever's scores to its spans' and no other's, which are on another scale: with another
   retriever's passages the spans' scores decide alone.
+
+  Args:
+    no_answer_above: see `Answer.is_withheld`.
   """
   texts = [q.question for q in questions]
   num_read = min(reader.config.num_passages, len(store)) if reader else min(max(recall_at), len(store))
@@ -62,22 +70,45 @@ def evaluate_run(
   is_answerable_B[unknown_B] = answerable(store, [q for q, u in zip(questions, unknown_B) if u], regex=regex)
   scores = recall_scores(found, recall_at)
   is_right_B = is_alias_B = np.zeros(len(questions), bool)
-  answers = None
+  answers = predictions = None
+  selective: dict[str, Any] = {}
   if reader:
-    added_BK = score_BK if retriever is reader else np.zeros_like(score_BK, np.float32)
     chunks = [slice(i, i + 64) for i in range(0, len(texts), 64)]
     answers = [
       a
       for c in tqdm.tqdm(chunks, desc="reading")
-      for a in reader.read(texts[c], added_BK[c, :num_read], passage_id_BK[c, :num_read])
+      for a in reader.read(
+        texts[c], score_BK[c, :num_read] if retriever is reader else None, passage_id_BK[c, :num_read]
+      )
     ]
-    predictions = [a[0].text for a in answers]
+    best = [a[0] for a in answers]
+    predictions = ["" if a.is_withheld(no_answer_above) else a.text for a in best]
     scores |= {"reader_oracle": is_given_B.astype(float)} | answer_scores(predictions, questions, regex=regex)
     is_right_B = scores["exact_match"] == 1
-    is_alias_B = np.array([is_alias(p, q.answers, regex=regex) for p, q in zip(predictions, questions)])
+    is_alias_B = np.array([p != "" and is_alias(p, q.answers, regex=regex) for p, q in zip(predictions, questions)])
+    exact_match_B = answer_scores([a.text for a in best], questions, regex=regex)["exact_match"]
+    is_answered_B = np.array([not a.is_withheld(no_answer_above) for a in best])
+    selective = selective_scores(
+        exact_match_B, is_answered_B, np.array([a.probability for a in best]),
+        null_probability_B=_null_probabilities(best), is_given_B=is_given_B,
+    )  # fmt: skip
   kinds = kinds_of_outcome(is_right_B, is_alias_B, is_given_B, is_answerable_B)
   retrieved = Retrieved(score_BK, passage_id_BK, found["token_"])
-  return Evaluated(scores, retrieved, has_answer_BK, is_answerable_B, kinds, answers)
+  return Evaluated(scores, retrieved, has_answer_BK, is_answerable_B, kinds, answers, predictions, selective)
+
+
+def with_closed_book(
+  evaluated: Evaluated, predictions: list[str], questions: Sequence[Question], *, regex: bool
+) -> Evaluated:
+  """The same with the scores of these answers as closed_book_exact_match and closed_book_f1."""
+  scores = answer_scores(predictions, questions, regex=regex)
+  added = {f"closed_book_{name}": score_B for name, score_B in scores.items()}
+  return evaluated._replace(scores=evaluated.scores | added, closed_book=predictions)
+
+
+def _null_probabilities(answers: Sequence[Answer]) -> np.ndarray | None:
+  values = [a.null_probability for a in answers if a.null_probability is not None]
+  return np.array(values) if values else None
 
 
 def report_cases(
@@ -88,10 +119,10 @@ def report_cases(
   for b, question in enumerate(questions):
     score_K, passage_id_K, _ = (x[b].tolist() for x in evaluated.retrieved)
     has_answer_K = evaluated.has_answer_BK[b].tolist()
-    if evaluated.answers:
+    if evaluated.answers and evaluated.predictions:
       holds = {store.id(i): has for i, has in zip(passage_id_K, has_answer_K)}
       passages = [shown_answer(a, has_answer=holds[a.passage_id]) for a in evaluated.answers[b]]
-      prediction = evaluated.answers[b][0].text
+      prediction = evaluated.predictions[b]
     else:
       found = list(zip(score_K, passage_id_K, has_answer_K))[:num_shown]
       passages = [

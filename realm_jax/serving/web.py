@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import math
 import pathlib
 import time
-from collections.abc import AsyncIterator
+import traceback
+from collections.abc import AsyncIterator, Callable
 from typing import Annotated, Any, Literal, NamedTuple
 
 from fastapi import FastAPI, Request
@@ -83,6 +85,8 @@ class SearchResponse(BaseModel):
 
   passages: list[Passage]
   latency: Latency
+  step: int = Field(description="of the parameters that answered")
+  index_version: int = Field(description="that was searched; /api/status says how old the one in use is")
 
 
 class AskResponse(BaseModel):
@@ -90,18 +94,23 @@ class AskResponse(BaseModel):
 
   answer: str
   probability: float
+  null_probability: float | None = Field(
+    description="that no passage read holds an answer, as the null passage says; null: the run does not read that"
+  )
   evidence: list[ReadPassage] = Field(description="the passages that were read, best answer first")
   latency: Latency
+  step: int = Field(description="of the parameters that answered")
+  index_version: int = Field(description="that was searched; /api/status says how old the one in use is")
 
 
 class Status(BaseModel):
-  """What the server answers from."""
+  """What the server answers from now."""
 
   can_answer: bool = Field(description="false: the run's reader has not learnt to answer, it can only search")
   step: int = Field(description="of the parameters")
   index_version: int
   index_params_step: int = Field(description="step of the parameters that embedded the passages")
-  index_age: float = Field(description="steps since then, on average over the passages")
+  index_age: float = Field(description="how many steps older the passages' embeddings are on average")
   index_searcher: str = Field(description="exact or scann")
   searchers: list[str]
   num_passages: int
@@ -123,34 +132,73 @@ class _Kind(NamedTuple):
 class _Result(NamedTuple):
   passages: list[Any]
   latency: Latency
+  step: int
+  index_version: int
+  null_probability: float | None
+
+
+class _InUse:
+  """What answers now. It is replaced between two batches: each takes it once."""
+
+  def __init__(self, open_qa: OpenQA):
+    self.open_qa = open_qa
 
 
 def create_app(
-  open_qa: OpenQA, *, allowed_hosts: tuple[str, ...], limits: Limits | None = None, exact: bool = True
+  open_qa: OpenQA,
+  *,
+  allowed_hosts: tuple[str, ...],
+  limits: Limits | None = None,
+  exact: bool = True,
+  look: Callable[[OpenQA], OpenQA | None] = lambda now: None,
+  look_every: float = 0.0,
 ) -> ASGIApp:
   """The application, guarded; all that it will run has been compiled.
 
   Args:
     allowed_hosts: see `guarded`.
     exact: whether the exact search may be asked for; where the index is ScaNN's it holds the embeddings once more.
+    look: what is newer than what is in use, loaded, or None; called in a thread. At most two are in memory.
+    look_every: seconds between two looks; 0: none.
   """
   limits = limits or Limits()
+  in_use = _InUse(open_qa)
+  can_read = open_qa.can_read
+  del open_qa  # or the first one would stay in memory for ever
   batcher = Batcher(
-    lambda kind, questions: _answer(open_qa, kind, questions),
+    lambda kind, questions: _answer(in_use.open_qa, kind, questions),
     batch_size=BATCH_SIZES[-1],
     max_waiting=limits.max_waiting,
     timeout=limits.timeout,
   )
   searchers = ["index", "exact"] if exact else ["index"]
 
-  for kind in {_Kind(reads, name == "exact") for reads in {False, open_qa.can_read} for name in searchers}:
-    for size in BATCH_SIZES:
-      _answer(open_qa, kind, ["?"] * size)
+  def compile_all(open_qa: OpenQA) -> None:
+    for kind in {_Kind(reads, name == "exact") for reads in {False, can_read} for name in searchers}:
+      for size in BATCH_SIZES:
+        _answer(open_qa, kind, ["?"] * size)
+
+  def replace_by_newer() -> None:
+    if newer := look(in_use.open_qa):
+      compile_all(newer)  # most is compiled: what has the same shapes
+      in_use.open_qa = newer
+
+  async def follow() -> None:
+    while look_every > 0:
+      await asyncio.sleep(look_every)
+      try:
+        await asyncio.to_thread(replace_by_newer)
+      except Exception:  # noqa: BLE001 what is in use goes on answering
+        traceback.print_exc()
+
+  compile_all(in_use.open_qa)
 
   @contextlib.asynccontextmanager
   async def lifespan(_: FastAPI) -> AsyncIterator[None]:
     async with batcher:
+      following = asyncio.create_task(follow())
       yield
+      following.cancel()
 
   app = FastAPI(
     title="REALM",
@@ -171,15 +219,18 @@ def create_app(
   async def ask(request: AskRequest) -> AskResponse:
     """An answer, with all passages that were read for it."""
     check(request.searcher)
-    if not open_qa.can_read:
+    if not can_read:
       raise HTTPException(409, "this run's reader has not learnt to answer; use /api/search")
     read: _Result = await batcher.submit(_Kind(True, request.searcher == "exact"), request.question)
     best = read.passages[0]
     return AskResponse(
       answer=best.text[best.start : best.end],
       probability=best.probability,
+      null_probability=read.null_probability,
       evidence=read.passages[: request.num_answers],
       latency=read.latency,
+      step=read.step,
+      index_version=read.index_version,
     )
 
   @app.post("/api/search")
@@ -187,14 +238,17 @@ def create_app(
     """The best passages, unread."""
     check(request.searcher)
     found: _Result = await batcher.submit(_Kind(False, request.searcher == "exact"), request.question)
-    return SearchResponse(passages=found.passages[: request.num_passages], latency=found.latency)
-
-  status = _status(open_qa, searchers)
+    return SearchResponse(
+      passages=found.passages[: request.num_passages],
+      latency=found.latency,
+      step=found.step,
+      index_version=found.index_version,
+    )
 
   @app.get("/api/status")
   async def show_status() -> Status:
     """What answers: run, index and corpus."""
-    return status
+    return _status(in_use.open_qa, searchers)
 
   @app.get("/healthz")
   async def healthz() -> dict[str, str]:
@@ -218,7 +272,10 @@ def _answer(open_qa: OpenQA, kind: _Kind, questions: list[str]) -> list[_Result]
   score_BK, passage_id_BK = open_qa.retrieve(questions, k, exact=kind.exact)
   searched = time.perf_counter()
   passages: list[list[Any]]
+  null_probabilities: list[float | None] = [None] * len(questions)
   if kind.reads:
+    read = open_qa.read(questions, score_BK, passage_id_BK)
+    null_probabilities = [answers[0].null_probability for answers in read]
     passages = [
       [
         ReadPassage(
@@ -228,7 +285,7 @@ def _answer(open_qa: OpenQA, kind: _Kind, questions: list[str]) -> list[_Result]
         for a in answers
         if math.isfinite(a.retrieval_score)
       ]
-      for answers in open_qa.read(questions, score_BK, passage_id_BK)
+      for answers in read
     ]  # fmt: skip
   else:
     passages = [
@@ -240,7 +297,10 @@ def _answer(open_qa: OpenQA, kind: _Kind, questions: list[str]) -> list[_Result]
       for score_K, passage_id_K in zip(score_BK.tolist(), passage_id_BK.tolist())
     ]
   latency = Latency(search_ms=1000 * (searched - begin), reading_ms=1000 * (time.perf_counter() - searched))
-  return [_Result(found, latency) for found in passages]
+  return [
+    _Result(found, latency, open_qa.step, open_qa.snapshot.version, probability)
+    for found, probability in zip(passages, null_probabilities)
+  ]
 
 
 def _status(open_qa: OpenQA, searchers: list[str]) -> Status:
@@ -250,7 +310,8 @@ def _status(open_qa: OpenQA, searchers: list[str]) -> Status:
     step=open_qa.step,
     index_version=snapshot.version,
     index_params_step=snapshot.params_step,
-    index_age=snapshot.age(open_qa.step),
+    # Its newest slice was made by this very tower, which in fine-tuning may not have changed since.
+    index_age=snapshot.age(snapshot.params_step),
     index_searcher=snapshot.manifest["searcher"],
     searchers=searchers,
     num_passages=len(open_qa.store),

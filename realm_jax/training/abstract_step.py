@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 from realm_jax.batch import IctBatch, MaskedBatch, Packed, QuestionBatch, ReadingBatch
 from realm_jax.training.optimizer import configured_optimizer
 from realm_jax.training.sharding import ROWS, placed, state_sharding, step_mesh
-from realm_jax.training.stages import FROZEN, make_objective
+from realm_jax.training.stages import frozen_parameters, make_objective
 from realm_jax.training.start import abstract_params
 from realm_jax.training.step import TrainState, init_state, train_step
 
@@ -53,20 +53,24 @@ def abstract_batch(config: ConfigDict, corpus: CorpusSize) -> Any:
   num_read, num_masks = config.num_passages, config.max_masks
   masks = (array(num_masks), array(num_masks), array(num_masks, dtype=np.float32))
   if config.stage == "ict":
-    return IctBatch(packed(query), packed(corpus.passage_length), array(dtype=np.bool_))
+    num_shown = 1 + config.num_hard_negatives
+    return IctBatch(packed(query), packed(num_shown, corpus.passage_length), array(dtype=np.bool_))
   if config.stage == "mlm":
     return ReadingBatch(packed(joint), *masks)
   if config.stage == "pretrain":
     return MaskedBatch(packed(query), packed(num_read, corpus.passage_length), packed(num_read, joint), *masks)
   beam_size = min(config.beam_size, corpus.num_passages)
+  num_joint = num_read + config.reads_null_passage
   return QuestionBatch(
     packed(query),
     array(beam_size, config.model.retrieval_size, dtype=np.float32),
     array(beam_size, dtype=np.bool_),
-    packed(num_read, joint),
-    array(num_read, joint, dtype=np.bool_),
-    array(num_read, _NUM_ANSWERS),
-    array(num_read, _NUM_ANSWERS),
+    packed(num_joint, joint),
+    array(num_joint, joint, dtype=np.bool_),
+    array(num_joint, _NUM_ANSWERS),
+    array(num_joint, _NUM_ANSWERS),
+    packed(num_read, corpus.passage_length) if config.trains_passage_tower else None,
+    packed(3) if config.reads_null_passage else None,
   )
 
 
@@ -82,7 +86,7 @@ class AbstractStep(NamedTuple):
 def lower_step(config: ConfigDict, corpus: CorpusSize, devices: Sequence[jax.Device]) -> AbstractStep:
   """Traces the train step that the loop runs; raises ValueError where the devices don't suit the config."""
   mesh = step_mesh(config, devices)
-  optimizer = configured_optimizer(config, FROZEN.get(config.stage, ()))
+  optimizer = configured_optimizer(config, frozen_parameters(config))
   params = abstract_params(config, corpus.vocab_size)
   state = jax.eval_shape(lambda params: init_state(params, optimizer), params)
 

@@ -166,11 +166,11 @@ class SnapshotFollower:
     for version in reversed(self._run_dir.snapshot_versions()):
       if version <= self.version:
         return
-      if snapshot := self._load_candidate(version, least_step=self.snapshot.params_step):
+      if snapshot := self._load_candidate(version, least_step=self.snapshot.params_step, is_awaited=False):
         self._ready = snapshot
         return
 
-  def _load_candidate(self, version: int, *, least_step: int = 0) -> Snapshot | None:
+  def _load_candidate(self, version: int, *, least_step: int = 0, is_awaited: bool = True) -> Snapshot | None:
     """Claims a version, then loads it; None if it is not to be adopted, now or ever."""
     if version in self._left_out:
       return None
@@ -185,7 +185,8 @@ class SnapshotFollower:
       # After the claim: an indexer that has not seen it yet has marked the version before.
       if not self._is_offered(version):
         return None
-      return self._load(version, params_digest=self._export_digest(manifest["params_step"]))
+      digest = self._export_digest(manifest["params_step"])
+      return self._load(version, is_awaited=is_awaited, params_digest=digest)
     except SnapshotError as error:
       # Training goes on with the snapshot that it has; a whole one will follow.
       self._left_out.add(version)
@@ -202,10 +203,11 @@ class SnapshotFollower:
       and files.read(self._run_dir.snapshot_commit(version)) is not None
     )
 
-  def _load(self, version: int, **expected: Any) -> Snapshot:
+  def _load(self, version: int, *, is_awaited: bool, **expected: Any) -> Snapshot:
     return snapshots.load(
-      self._run_dir, version, self._store, retrieval_size=self._retrieval_size, beside_a_loop=True, **expected
-    )
+        self._run_dir, version, self._store, retrieval_size=self._retrieval_size, beside_a_loop=True,
+        is_awaited=is_awaited, **expected,
+    )  # fmt: skip
 
   def _swap(self, snapshot: Snapshot) -> None:
     adoption = _adoption_of(snapshot, self._step)
@@ -229,6 +231,7 @@ class SnapshotFollower:
       first,
       self._settings.timeout,
       f"a snapshot in {self._run_dir.index}: is realm refresh_index --workdir={self._run_dir.path} running?",
+      poll=self._run_dir.poll,
     )
 
   def _wait_for_params(self, params_step: int) -> Snapshot:
@@ -241,6 +244,7 @@ class SnapshotFollower:
       self._settings.timeout,
       f"the snapshot of step {params_step} in {self._run_dir.index} (index.sync): "
       f"is realm refresh_index --workdir={self._run_dir.path} running?",
+      poll=self._run_dir.poll,
     )
 
   def _load_first(self, versions: Iterable[int]) -> Snapshot | None:
@@ -256,7 +260,9 @@ class SnapshotFollower:
   def _load_journalled(self, entry: Adoption) -> Snapshot:
     """The snapshot that an earlier life adopted, marked for deletion or not."""
     try:
-      return self._load(entry.version, params_digest=entry.params_digest, embedding_digest=entry.embedding_digest)
+      return self._load(
+          entry.version, is_awaited=True, params_digest=entry.params_digest, embedding_digest=entry.embedding_digest
+      )  # fmt: skip
     except SnapshotError as error:
       self._log(
         f"step {entry.step}: snapshot {entry.version}, adopted here before, is lost: {error}. The run goes on with "
@@ -308,7 +314,7 @@ class SnapshotFollower:
 
   def _look_again_and_again(self) -> None:
     reason = ""
-    while not self._stopped.wait(0.5):
+    while not self._stopped.wait(max(0.5, self._run_dir.poll)):
       try:
         self.look()
         reason = ""

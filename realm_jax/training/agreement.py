@@ -1,4 +1,4 @@
-"""Before a job of several hosts starts: all have the same config, corpus and software, or all end with a line."""
+"""Before a job of several hosts starts: all have the same config, data and software, or all end with a line."""
 
 from __future__ import annotations
 
@@ -6,28 +6,37 @@ import json
 from typing import Any
 
 import jax
+import xxhash
 from ml_collections import ConfigDict
 
 from realm_jax.config import flat_fields
+from realm_jax.data.mixing import parse_mixture
 from realm_jax.data.passages import PassageStore
+from realm_jax.data.questions import read_questions
 from realm_jax.index.hosts import gather, tell_text
 
 
-def open_corpus(config: ConfigDict) -> PassageStore:
+def open_corpus(config: ConfigDict, *, trains: bool = False) -> PassageStore:
   """The config's corpus, verified, on each host.
+
+  Args:
+    trains: this job reads the config's questions and its mixture, too.
 
   Raises:
     ValueError, OSError: it can't be read here, or another host has something else than the first one.
   """
-  store, failure = None, None
+  store, failure, digests = None, None, {}
   try:
     store = PassageStore(config.corpus)
     store.verify()
+    if trains and jax.process_count() > 1:
+      digests = _training_digests(config)
   except (ValueError, OSError) as error:
     failure = error
   if jax.process_count() > 1:
     # A host that fails must say so, or the others would wait for it.
-    _check_others(failure, {"config": _comparable(config), "corpus": store.content_digest if store else None})
+    corpus = store.content_digest if store else None
+    _check_others(failure, {"config": _comparable(config), "corpus": corpus} | digests)
   if failure:
     raise failure
   assert store is not None
@@ -38,10 +47,21 @@ def _comparable(config: ConfigDict) -> dict[str, Any]:
   return {key: value for key, value in flat_fields(config.to_dict()).items() if key != "corpus"}  # its content is
 
 
+def _training_digests(config: ConfigDict) -> dict[str, str]:
+  """Of what a trainer reads besides its corpus. Questions count as they are read, whatever file they come from."""
+  digests = {}
+  if config.stage == "finetune" and config.questions:
+    questions = read_questions(config.questions).questions
+    digests["questions"] = xxhash.xxh3_128(json.dumps(questions).encode()).hexdigest()
+  if config.mixture:
+    digests |= {f"mixture {path}": PassageStore(path).content_digest for path in parse_mixture(config.mixture)}
+  return digests
+
+
 def _check_others(failure: Exception | None, mine: dict[str, Any]) -> None:
   failed = [host for host, is_whole in enumerate(gather(failure is None)) if not is_whole]
   if failed:
-    raise failure or ValueError(f"host {failed[0]} of this job can't read its corpus; its output says why")
+    raise failure or ValueError(f"host {failed[0]} of this job can't read its data; its output says why")
   mine |= {"jax": jax.__version__}
   first = flat_fields(json.loads(tell_text(json.dumps(mine))))
   here = flat_fields(json.loads(json.dumps(mine)))

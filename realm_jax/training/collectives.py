@@ -17,7 +17,7 @@ _COLLECTIVE = re.compile(
   r"(?P<kind>all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute|collective-broadcast|ragged-all-to-all)"
   r"(?P<start>-start)?\("
 )
-_COMPUTATION = re.compile(r"(?:ENTRY )?%?([\w.-]+) \(.*\{$")
+COMPUTATION = re.compile(r"(?:ENTRY )?%?([\w.-]+) \(.*\{$")
 
 
 class Collective(NamedTuple):
@@ -53,9 +53,9 @@ def find_collectives(
     num_iterations: of the program's loops; what is in one counts so often.
   """
   found, repeats = [], 1
-  loops = set(re.findall(r"\bbody=%?([\w.-]+)", text))
+  loops = loop_bodies(text)
   for line in text.splitlines():
-    if computation := _COMPUTATION.match(line):
+    if computation := COMPUTATION.match(line):
       repeats = num_iterations if computation[1] in loops else 1
     match = _COLLECTIVE.match(line)
     if not match:
@@ -72,6 +72,11 @@ def find_collectives(
         of_parameters += size
     found += [Collective(kind, total, of_parameters, group_size)] * repeats
   return found
+
+
+def loop_bodies(text: str) -> set[str]:
+  """Names of the computations that loops repeat."""
+  return set(re.findall(r"\bbody=%?([\w.-]+)", text))
 
 
 def num_bytes(dtype: str, dimensions: str) -> int:

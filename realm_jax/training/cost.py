@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
+import jax
 from ml_collections import ConfigDict
 
 from realm_jax.model.reader import span_candidates
-from realm_jax.training.topology import Chip
+from realm_jax.training.topology import Chip, peak_flops
 
 
 class Work(NamedTuple):
@@ -38,20 +40,28 @@ def step_work(config: ConfigDict, vocab_size: int, passage_length: int) -> Work:
   masked_words = config.max_masks * (2 * size * size + 2 * size * vocab_size)
   queries = (num_queries, config.query_length, tower)
   if config.stage == "ict":
-    encodings = [queries, (num_queries, passage_length, tower + 2 * num_queries * model.retrieval_size)]
+    num_negatives = num_queries * config.num_hard_negatives
+    encodings = [
+      queries,
+      (num_queries, passage_length, tower + 2 * num_queries * model.retrieval_size),  # each is scored for all
+      (num_negatives, passage_length, tower + 2 * model.retrieval_size),
+    ]
   elif config.stage == "mlm":
     encodings = [(num_queries, config.joint_length, masked_words)]
   else:
     num_joint = num_queries * config.num_passages
+    passages = (num_joint, passage_length, tower + 2 * model.retrieval_size)
     if config.stage == "pretrain":
-      passages = (num_joint, passage_length, tower + 2 * model.retrieval_size)
       encodings = [queries, passages, (num_joint, config.joint_length, masked_words)]
     else:
       num_spans = len(span_candidates(config.joint_length, model.max_span_width)[0])
       span_size = model.span_hidden_size
       spans = 4 * config.joint_length * size * span_size + 2 * num_spans * span_size
       beam = 2 * config.beam_size * model.retrieval_size
-      encodings = [(num_queries, config.query_length, tower + beam), (num_joint, config.joint_length, spans)]
+      num_null = num_queries * config.reads_null_passage
+      encodings = [(num_queries, config.query_length, tower + beam), (num_joint + num_null, config.joint_length, spans)]
+      encodings += [passages] if config.trains_passage_tower else []
+      encodings += [(num_null, 3, tower + 2 * model.retrieval_size)]  # [CLS] [SEP] [SEP]
 
   layers = sum(n * length * num_layers * (8 * size**2 + 4 * size * model.mlp_size) for n, length, _ in encodings)
   attention = sum(n * num_layers * 4 * length**2 * size for n, length, _ in encodings)
@@ -97,3 +107,14 @@ class StepTime(NamedTuple):
 def step_time(chip: Chip, flops: float, num_bytes: float, num_bytes_sent: float) -> StepTime:
   """From what one chip computes, reads and writes in its memory, and sends to other chips, in a step."""
   return StepTime(flops / chip.flops, num_bytes / chip.hbm_bandwidth, num_bytes_sent / chip.ici_bandwidth)
+
+
+def peak_seconds(
+  config: ConfigDict, vocab_size: int, passage_length: int, devices: Sequence[jax.Device]
+) -> float | None:
+  """What the needed work of a step takes at the devices' peak: divided by the time it takes, it is the MFU.
+
+  None where the peak is not known, as on a CPU.
+  """
+  peak = peak_flops(devices[0].device_kind)
+  return step_work(config, vocab_size, passage_length).needed / (peak * len(devices)) if peak else None

@@ -5,15 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any
 
-import jax
 import tqdm
 from ml_collections import ConfigDict
 
 from realm_jax.config import make_tower
 from realm_jax.data.passages import PassageStore
 from realm_jax.index.host_arrays import whole
-from realm_jax.index.hosts import is_first
-from realm_jax.index.refresh import Refresher, embedder, refresh_settings
+from realm_jax.index.hosts import embed_together, is_first
+from realm_jax.index.refresh import Embed, Refresher, embedder, refresh_settings
 from realm_jax.index.run_dir import RunDir
 from realm_jax.index.tower_export import Export, TowerWriter
 from realm_jax.model.retriever import passage_tower_params
@@ -35,13 +34,14 @@ class Exports:
     self._every, self._is_frozen = config.index.export_every, is_frozen
     self._is_exported = bool(run_dir.export_steps())
     self._writer = TowerWriter(run_dir, log=log) if is_first() else None
+    self._embed: Embed | None = None
     self._refresher = None
     if config.index.refresh == "inline":
-      if jax.process_count() > 1:
-        raise ValueError("index.refresh=inline is for a trainer on one host; set process, and run realm refresh_index")
       settings = refresh_settings(config.index)
       tower = make_tower(config.model, store.description["vocabulary_size"])
-      self._refresher = Refresher(run_dir, store, settings, embedder(tower, store, settings, _show), log=log)
+      self._embed = embedder(tower, store, settings, _show)
+      if is_first():
+        self._refresher = Refresher(run_dir, store, settings, self._embed, log=log)
 
   def newest_step(self) -> int | None:
     return self._writer.newest_step() if self._writer else None
@@ -70,14 +70,21 @@ class Exports:
       return
     self._is_exported = True
     tower_params = whole(passage_tower_params(params["retriever"]))
-    if not self._writer:
-      return
+    if self._embed:
+      embed_together(
+        lambda embed: self._publish(step, tower_params, embed), self._embed, tower_params, ends_on_sigterm=False
+      )
+    elif self._writer:
+      self._writer.write(step, tower_params)
+
+  def _publish(self, step: int, tower_params: Any, embed: Embed) -> None:
+    """On the first host."""
+    assert self._writer is not None and self._refresher is not None
     digest = self._writer.write(step, tower_params)
-    if self._refresher:
-      published = self._refresher.published_step()
-      if published is None or published < step:
-        self._refresher.refresh(Export(step, digest, tower_params))
+    published = self._refresher.published_step()
+    if published is None or published < step:
+      self._refresher.refresh(Export(step, digest, tower_params), embed=embed)
 
 
 def _show(batches: Iterable[int]) -> Iterable[int]:
-  return tqdm.tqdm(batches, desc="embedding", leave=False, mininterval=1.0)
+  return tqdm.tqdm(batches, desc="embedding", leave=False, mininterval=1.0, disable=not is_first())

@@ -28,13 +28,13 @@ class Follower(Protocol):
 
 
 def make_follower(
-  make: Callable[[Callable[[int], bool]], SnapshotFollower], load: Callable[[int], Snapshot]
+  make: Callable[[Callable[[int], bool]], SnapshotFollower], load: Callable[[int, bool], Snapshot]
 ) -> Follower:
   """The follower of a job on one host, or on several.
 
   Args:
     make: the first host's own follower; it is given `is_loaded`.
-    load: a version's snapshot.
+    load: a version's snapshot; and whether the loop stands still until it is there.
   """
   if jax.process_count() == 1:
     return make(lambda version: True)
@@ -44,7 +44,7 @@ def make_follower(
 class JointFollower:
   """Swaps at the same step on all hosts, when all have loaded what the first one has."""
 
-  def __init__(self, make: Callable[[Callable[[int], bool]], SnapshotFollower], load: Callable[[int], Snapshot]):
+  def __init__(self, make: Callable[[Callable[[int], bool]], SnapshotFollower], load: Callable[[int, bool], Snapshot]):
     self._load, self._all_hold = load, 0
     self._leader: SnapshotFollower | None = None
     self._executor = concurrent.futures.ThreadPoolExecutor(1)
@@ -55,7 +55,7 @@ class JointFollower:
       return self._leader.version
 
     version = decided_by_first(first_version)
-    self.snapshot = self._leader.snapshot if self._leader else load(version)
+    self.snapshot = self._leader.snapshot if self._leader else load(version, True)
 
   @property
   def adoption(self) -> Adoption | None:
@@ -94,8 +94,8 @@ class JointFollower:
   def _begin_to_load(self, version: int) -> None:
     """Beside the loop, what the first host is ready to adopt."""
     if version > self.snapshot.version and (self._loading is None or self._loading[0] != version):
-      self._loading = version, self._executor.submit(self._load, version)
+      self._loading = version, self._executor.submit(self._load, version, False)
 
   def _take(self, version: int) -> Snapshot:
     loading, self._loading = self._loading, None
-    return loading[1].result() if loading and loading[0] == version else self._load(version)
+    return loading[1].result() if loading and loading[0] == version else self._load(version, True)

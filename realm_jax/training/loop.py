@@ -22,11 +22,14 @@ from realm_jax.index.run_dir import RunDir
 from realm_jax.training.adoption import SnapshotFollower, adoption_settings
 from realm_jax.training.agreement import open_corpus
 from realm_jax.training.checkpoint import Checkpoints, Restored
+from realm_jax.training.cost import peak_seconds
 from realm_jax.training.exports import Exports
 from realm_jax.training.joint_adoption import Follower, make_follower
 from realm_jax.training.metrics import MetricsLog
+from realm_jax.training.metrics_writers import MetricsWriter, TensorBoard, WeightsAndBiases
 from realm_jax.training.optimizer import configured_optimizer
 from realm_jax.training.preemption import Preemption
+from realm_jax.training.profiling import Profile
 from realm_jax.training.sharding import ROWS, placed, state_sharding, step_mesh
 from realm_jax.training.stages import Stage, make_stage
 from realm_jax.training.start import abstract_params, initial_params
@@ -39,19 +42,32 @@ _FREE_FIELDS = {
 }  # fmt: skip
 
 
-def train(config: ConfigDict, run_dir: RunDir, *, log: Callable[[str], None] = print) -> None:
+def train(
+  config: ConfigDict,
+  run_dir: RunDir,
+  *,
+  profile: str | None = None,
+  wandb: str | None = None,
+  log: Callable[[str], None] = print,
+) -> None:
   """Trains to config.num_steps in a run directory, from its newest checkpoint if it has one.
 
   Of a job on several hosts all call this; they share the steps, and the first one writes.
 
+  Args:
+    profile: the steps to trace, as "10:13"; see `Profile`.
+    wandb: a project of Weights & Biases that gets the metrics.
+
   Raises:
+    ImportError: TensorBoard or W&B is asked for, and not installed.
     ValueError: the run directory belongs to another config, or the config doesn't fit the corpus or the devices.
     Preempted: SIGTERM came, and the run was saved.
   """
   from realm_jax.data.tasks import query_batches  # noqa: PLC0415 TensorFlow, which the indexer and `ask` do without
 
   started = time.monotonic()
-  store = open_corpus(config)
+  tracer = Profile(profile, run_dir, log=log)
+  store = open_corpus(config, trains=True)
   mesh = step_mesh(config, jax.devices())
   rows = HostRows(NamedSharding(mesh, ROWS), config.batch_size)
   stage = make_stage(config, store, store.vocabulary(), put=rows.put, fetch=rows.fetch)
@@ -73,7 +89,8 @@ def train(config: ConfigDict, run_dir: RunDir, *, log: Callable[[str], None] = p
       follower = _follow(config, run_dir, store, stage, exports, adoption, first_step, log)
   metrics_log = MetricsLog(
       run_dir, first_step=first_step, num_steps=config.num_steps, every=config.log_every, stage=config.stage,
-      tensorboard=config.tensorboard,
+      writers=_writers(config, run_dir, wandb),
+      peak_seconds=peak_seconds(config, len(store.vocabulary()), store.passage_length, jax.devices()),
   )  # fmt: skip
   key = jax.jit(lambda: jax.random.key(config.seed), out_shardings=NamedSharding(mesh, PartitionSpec()))()
   queries = query_batches(
@@ -87,8 +104,9 @@ def train(config: ConfigDict, run_dir: RunDir, *, log: Callable[[str], None] = p
     with jax.transfer_guard("allow"):  # Orbax fetches what it writes
       checkpoints.save(step, state, follower.adoption if follower else None)
 
-  with Preemption() as preemption, jax.transfer_guard("disallow"):
+  with Preemption() as preemption, tracer, jax.transfer_guard("disallow"):
     for step in range(first_step, config.num_steps):
+      tracer.begin(step)
       if exports and step > first_step:
         exports.write_if_due(step, state.params)
       try:
@@ -106,7 +124,9 @@ def train(config: ConfigDict, run_dir: RunDir, *, log: Callable[[str], None] = p
         jax.block_until_ready(metrics)
         checkpoints.expect_first((time.monotonic() - started) / 4)
       if follower:
-        metrics |= {"index_age": follower.age(step)}
+        # Of a tower that is not trained the index is never stale, however long ago it was made.
+        metrics |= {"index_age": 0.0 if stage.frozen else follower.age(step)}
+      tracer.end(step + 1, metrics)
       metrics_log.add(step + 1, metrics)
       is_preempted = preemption.is_due(step + 1)
       if is_preempted or step + 1 == config.num_steps or checkpoints.is_due(step + 1):
@@ -123,6 +143,16 @@ def train(config: ConfigDict, run_dir: RunDir, *, log: Callable[[str], None] = p
   checkpoints.close()
   if is_first():
     run_dir.files.replace(run_dir.done, "done\n")
+
+
+def _writers(config: ConfigDict, run_dir: RunDir, wandb: str | None) -> list[MetricsWriter]:
+  """Of the first host; the others write nothing."""
+  writers: list[MetricsWriter] = []
+  if is_first() and config.tensorboard:
+    writers.append(TensorBoard(run_dir))
+  if is_first() and wandb:
+    writers.append(WeightsAndBiases(wandb, run_dir, config.to_dict()))
+  return writers
 
 
 def check_run_dir(config: ConfigDict, run_dir: RunDir) -> None:
@@ -164,9 +194,10 @@ def _follow(
         export_digest=exports.digest, in_force=adoption, is_loaded=is_loaded, log=log,
     )  # fmt: skip
 
-  return make_follower(
-    make, lambda version: snapshots.load(run_dir, version, store, retrieval_size=size, beside_a_loop=True)
-  )
+  def load(version: int, is_awaited: bool) -> snapshots.Snapshot:
+    return snapshots.load(run_dir, version, store, retrieval_size=size, beside_a_loop=True, is_awaited=is_awaited)
+
+  return make_follower(make, load)
 
 
 def _start_or_resume(

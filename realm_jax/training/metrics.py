@@ -1,9 +1,10 @@
-"""What a run says of itself: metrics.jsonl, TensorBoard, and a progress bar."""
+"""What a run says of itself: metrics.jsonl, a progress bar, and other writers."""
 
 from __future__ import annotations
 
 import json
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -11,6 +12,7 @@ import tqdm
 
 from realm_jax.index.hosts import is_first
 from realm_jax.index.run_dir import RunDir
+from realm_jax.training.metrics_writers import MetricsWriter
 
 
 class MetricsLog:
@@ -19,7 +21,15 @@ class MetricsLog:
   The values stay on the device until a line is due, so that logging makes no step wait.
   """
 
-  def __init__(self, run_dir: RunDir, *, first_step: int, num_steps: int, every: int, stage: str, tensorboard: bool):
+  def __init__(
+      self, run_dir: RunDir, *, first_step: int, num_steps: int, every: int, stage: str,
+      writers: Sequence[MetricsWriter] = (), peak_seconds: float | None = None,
+  ):  # fmt: skip
+    """every: steps between two lines; writers get them too.
+
+    peak_seconds: what a step takes at the devices' peak (see `cost.peak_seconds`), for "mfu".
+    """
+    self._writers, self._peak_seconds = writers, peak_seconds
     self._run_dir, self._every, self._num_steps = run_dir, every, num_steps
     self._unwritten = ""
     self._pending: list[dict[str, Any]] = []
@@ -27,10 +37,8 @@ class MetricsLog:
     self._bar = tqdm.tqdm(
       total=num_steps, initial=first_step, desc=stage, unit="step", mininterval=1.0, disable=not is_first()
     )
-    self._writer = None
     if is_first():
       _drop_lines_after(run_dir, first_step)
-      self._writer = _tensorboard_writer(run_dir) if tensorboard else None
 
   def add(self, step: int, metrics: dict[str, jax.Array]) -> None:
     """Takes the metrics of an update, the `step`-th: arrays on the device or numbers; num_tokens becomes a rate."""
@@ -51,8 +59,8 @@ class MetricsLog:
   def close(self) -> None:
     self.flush()
     self._bar.close()
-    if self._writer is not None:
-      self._writer.close()
+    for writer in self._writers:
+      writer.close()
 
   def _write_line(self, step: int) -> None:
     pending = jax.device_get(self._pending)
@@ -62,16 +70,18 @@ class MetricsLog:
     steps_per_second = len(pending) / seconds
     tokens_per_second = line.pop("num_tokens") * steps_per_second
     line |= {"tokens_per_second": round(tokens_per_second), "steps_per_second": round(steps_per_second, 4)}
+    if self._peak_seconds is not None:
+      line["mfu"] = round(self._peak_seconds * steps_per_second, 4)
     if self._run_dir.is_bucket:
       self._unwritten += json.dumps(line) + "\n"
     else:
       with self._run_dir.metrics.open("a") as file:
         file.write(json.dumps(line) + "\n")
-    if self._writer is not None:
-      for name, value in line.items():
-        self._writer.scalar(name, value, step)
-    shown = ("loss", "retrieval_utility", "index_age")
-    self._bar.set_postfix({name: f"{line[name]:.3g}" for name in shown if line.get(name) is not None})
+    for writer in self._writers:
+      writer.write(step, line)
+    shown = ("loss", "retrieval_utility", "index_age", "mfu")
+    postfix = {name: f"{line[name]:.3g}" for name in shown if name in line}
+    self._bar.set_postfix(postfix | {"tokens/s": tqdm.tqdm.format_sizeof(line["tokens_per_second"])})
     self._pending, self._since = [], time.monotonic()
 
 
@@ -94,11 +104,3 @@ def _step(line: bytes) -> int | None:
     return int(json.loads(line)["step"]) if line.endswith(b"\n") else None
   except (ValueError, TypeError, KeyError):
     return None
-
-
-def _tensorboard_writer(run_dir: RunDir):
-  try:
-    from flax.metrics import tensorboard  # noqa: PLC0415
-  except ImportError as error:
-    raise ImportError("tensorboard=True needs TensorBoard: pip install tensorboard") from error
-  return tensorboard.SummaryWriter(str(run_dir.tensorboard))

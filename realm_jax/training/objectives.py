@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -11,34 +10,31 @@ import jax.numpy as jnp
 
 from realm_jax.batch import IctBatch, MaskedBatch, QuestionBatch, ReadingBatch
 from realm_jax.model import losses
-from realm_jax.model.reader import Reader, span_candidates
+from realm_jax.model.reader import Reader, span_is_gold
 from realm_jax.model.retriever import Retriever
-
-Objective = Callable[[Any, Any, jax.Array], tuple[jax.Array, dict[str, jax.Array]]]
+from realm_jax.training.microbatches import Objective, map_microbatches
 
 
 def ict_objective(retriever: Retriever, *, num_microbatches: int = 1) -> Objective:
-  """Inverse cloze task with in-batch negatives: the negatives of a query are all passages of the batch.
+  """Inverse cloze task: the negatives of a query are the passages of all other queries, and its own hard negatives.
 
   With microbatches only the embeddings are of the whole batch. The backward pass embeds each microbatch anew, so that
   the activations of one are in memory at a time (Gao et al. 2021, "Scaling Deep Contrastive Learning Batch Size").
   """
 
   def objective(params, batch: IctBatch, key: jax.Array):
-    def embed(part: IctBatch, key: jax.Array):
+    def embed(params, part: IctBatch, key: jax.Array):
       query_key, passage_key = jax.random.split(key)
       return (
-        _apply(retriever, params["retriever"], part.query_BQ, key=query_key, method="embed_queries"),
-        _apply(retriever, params["retriever"], part.passage_BP, key=passage_key, method="embed_passages"),
+        _apply(retriever, params, part.query_BQ, key=query_key, method="embed_queries"),
+        _apply(retriever, params, part.passage_BKP, key=passage_key, method="embed_passages"),
       )
 
     if num_microbatches == 1:
-      query_emb_BD, passage_emb_BD = embed(batch, key)
+      query_emb_BD, passage_emb_BKD = embed(params["retriever"], batch, key)
     else:
-      parts = _parts(batch, num_microbatches), jax.random.split(key, num_microbatches)
-      embs = jax.lax.map(lambda part: jax.checkpoint(embed)(*part), parts)
-      query_emb_BD, passage_emb_BD = (emb.swapaxes(0, 1).reshape(-1, emb.shape[-1]) for emb in embs)
-    loss, is_correct_B = losses.ict_loss(query_emb_BD, passage_emb_BD)
+      query_emb_BD, passage_emb_BKD = map_microbatches(embed, params["retriever"], batch, key, num_microbatches)
+    loss, is_correct_B = losses.ict_loss(query_emb_BD, passage_emb_BKD)
     return loss, {"loss": loss, "ict_accuracy": is_correct_B.mean()}
 
   return objective
@@ -99,6 +95,9 @@ def masked_word_objective(
 def question_objective(retriever: Retriever, reader: Reader, *, retriever_loss: str = "joint") -> Objective:
   """Fine-tuning: early retriever loss over the beam, reader loss over the spans of the first K passages.
 
+  A batch with `passage_BKP` has these K scored with current parameters, so that the passage tower learns; the rest of
+  the beam keeps the index' embeddings, which get no gradient. One with `null_BP` has the null passage read in slot 0.
+
   Args:
     retriever_loss: the retriever learns from both ("joint"), or from one of losses.RETRIEVER_LOSSES over K passages.
   """
@@ -106,16 +105,17 @@ def question_objective(retriever: Retriever, reader: Reader, *, retriever_loss: 
   def objective(params, batch: QuestionBatch, key: jax.Array):
     query_key, reader_key = jax.random.split(key)
     query_emb_BD = _apply(retriever, params["retriever"], batch.query_BQ, key=query_key, method="embed_queries")
-    beam_score_BR = jnp.einsum("bd,brd->br", query_emb_BD, batch.beam_emb_BRD)
+    # Folded in, for a third part of the split would change the dropout of all runs whose tower is frozen.
+    passage_key = jax.random.fold_in(key, 2)
+    beam_score_BR, score_BK = _question_scores(retriever, params["retriever"], batch, query_emb_BD, passage_key)
     span_logit_BKS = _apply(
       reader, params["reader"], batch.joint_BKJ, batch.is_body_BKJ, key=reader_key, method="span_logit"
     )
-    start_S, end_S = span_candidates(batch.is_body_BKJ.shape[-1], reader.max_span_width)
-    span_is_gold_BKS = ((batch.gold_start_BKA[..., None] == start_S) & (batch.gold_end_BKA[..., None] == end_S)).any(-2)
-    score_BK = beam_score_BR[:, : span_logit_BKS.shape[1]]
+    length = batch.is_body_BKJ.shape[-1]
+    span_is_gold_BKS = span_is_gold(batch.gold_start_BKA, batch.gold_end_BKA, length, reader.max_span_width)
     if retriever_loss == "joint":
       retriever_loss_B, reader_loss_B = losses.question_loss(
-        beam_score_BR, batch.beam_has_answer_BR, span_logit_BKS, span_is_gold_BKS
+        beam_score_BR, batch.beam_has_answer_BR, score_BK, span_logit_BKS, span_is_gold_BKS
       )
     else:
       retriever_loss_B, reader_loss_B = losses.separate_question_loss(
@@ -125,56 +125,42 @@ def question_objective(retriever: Retriever, reader: Reader, *, retriever_loss: 
     # Before fine-tuning is done, the prediction is the best span of all passages.
     joint_BX = (span_logit_BKS + score_BK[..., None]).reshape(len(score_BK), -1)
     best_B1 = joint_BX.argmax(1, keepdims=True)
-    is_exact_B = jnp.take_along_axis(span_is_gold_BKS.reshape(joint_BX.shape), best_B1, 1)
-    return loss, {
+    parts, is_answer_BKS = {}, span_is_gold_BKS
+    if batch.null_BP is not None:  # its span is no answer
+      is_answer_BKS = span_is_gold_BKS.at[:, 0].set(False)
+      parts["null_probability"] = jax.nn.softmax(joint_BX)[:, : span_is_gold_BKS.shape[-1]].sum(1).mean()
+    is_exact_B = jnp.take_along_axis(is_answer_BKS.reshape(joint_BX.shape), best_B1, 1)
+    return loss, parts | {
       "loss": loss,
       "retriever_loss": retriever_loss_B.mean(),
       "reader_loss": reader_loss_B.mean(),
       "token_exact_match": is_exact_B.mean(),
-      "reader_oracle": span_is_gold_BKS.any((1, 2)).mean(),
+      "reader_oracle": is_answer_BKS.any((1, 2)).mean(),
     }
 
   return objective
 
 
-def in_microbatches(
-  objective: Objective, num_microbatches: int, weight_of: Callable[[Any], jax.Array] = lambda batch: jnp.ones(())
-) -> Objective:
-  """The objective of a whole batch, computed in parts one after the other; its gradient too is added up as they come.
-
-  Args:
-    weight_of: a part's weight in the mean over all, for the loss, the gradient and the metrics.
-  """
-  if num_microbatches == 1:
-    return objective
-
-  @jax.custom_vjp
-  def loss_of(params, batch, key):
-    return gradient_of(params, batch, key)[0]
-
-  def gradient_of(params, batch, key):
-    parts, keys = _parts(batch, num_microbatches), jax.random.split(key, num_microbatches)
-    weights = jax.vmap(weight_of)(parts)
-    weights = weights / jnp.maximum(weights.sum(), 1e-9)
-
-    def add(total, part):
-      batch, key, weight = part
-      (_, metrics), grads = jax.value_and_grad(objective, has_aux=True)(params, batch, key)
-      return jax.tree.map(lambda t, x: t + weight * x, total, (metrics, grads)), None
-
-    first = jax.tree.map(lambda x: x[0], (parts, keys))
-    metrics = jax.eval_shape(lambda: objective(params, *first)[1])
-    zero = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), (metrics, params))
-    (metrics, grads), _ = jax.lax.scan(add, zero, (parts, keys, weights))
-    return (metrics["loss"], metrics), grads
-
-  loss_of.defvjp(gradient_of, lambda grads, cotangent: (jax.tree.map(lambda g: cotangent[0] * g, grads), None, None))
-  return loss_of
-
-
-def _parts(batch: Any, num_parts: int) -> Any:
-  """[B, ...] -> [parts, B / parts, ...], each part with every so-manieth row, so that no row changes its device."""
-  return jax.tree.map(lambda x: x.reshape(-1, num_parts, *x.shape[1:]).swapaxes(0, 1), batch)
+def _question_scores(
+  retriever: Retriever, params, batch: QuestionBatch, query_emb_BD: jax.Array, key: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+  """Scores of the beam, [B, R], and of the passages that are read, [B, K]: the beam's first, after the null passage."""
+  beam_emb_BRD, passage_BKP, null_BP = batch.beam_emb_BRD, batch.passage_BKP, batch.null_BP
+  passage_key, null_key = jax.random.split(key)
+  if passage_BKP is not None:
+    fresh_emb_BKD = _apply(retriever, params, passage_BKP, key=passage_key, method="embed_passages")
+    beam_emb_BRD = jnp.concatenate([fresh_emb_BKD, beam_emb_BRD[:, fresh_emb_BKD.shape[1] :]], 1)
+  beam_score_BR = jnp.einsum("bd,brd->br", query_emb_BD, beam_emb_BRD)
+  num_read = batch.joint_BKJ.token_id.shape[1]
+  if null_BP is None:
+    return beam_score_BR, beam_score_BR[:, :num_read]
+  null_emb_BD: Any
+  if passage_BKP is not None:
+    null_emb_BD = _apply(retriever, params, null_BP, key=null_key, method="embed_passages")
+  else:  # without dropout, as the index has the other ones
+    null_emb_BD = jax.lax.stop_gradient(retriever.apply({"params": params}, null_BP, method="embed_passages"))
+  null_score_B = jnp.einsum("bd,bd->b", query_emb_BD, null_emb_BD)
+  return beam_score_BR, jnp.insert(beam_score_BR[:, : num_read - 1], 0, null_score_B, axis=1)
 
 
 def _gold_log_prob(reader: Reader, params, joint, mask_position, target, key: jax.Array) -> jax.Array:

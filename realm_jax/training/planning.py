@@ -141,7 +141,7 @@ def _measure(config: ConfigDict, corpus: CorpusSize, devices: Sequence[jax.Devic
   work = step_work(config, corpus.vocab_size, corpus.passage_length)
   loops = config.num_microbatches  # the compiler counts a loop's body once, and nearly all is in this one
   flops = n * loops * cost["flops"] + work.kernel / len(devices) * n
-  num_bytes = n * loops * memory_traffic(text)
+  num_bytes = n * memory_traffic(text, loops)
   collectives = find_collectives(text, len(devices), parameter_shapes(config, lowered), loops)
   time = step_time(chip, flops, num_bytes, n * sum(c.num_bytes_sent for c in collectives))
   return memory, Step(flops, n * loops * cost["flops"], num_bytes, collectives, time)

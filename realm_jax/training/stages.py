@@ -14,24 +14,22 @@ from ml_collections import ConfigDict
 from realm_jax.batch import MaskedBatch, QueryBatch, ReadingBatch
 from realm_jax.config import make_reader, make_retriever
 from realm_jax.data.mixing import masked_sentences
+from realm_jax.data.negatives import HardNegativeSource
 from realm_jax.data.passages import PassageStore
 from realm_jax.data.queries import QuerySource, QuestionSource, ReadSource, SentenceSource
 from realm_jax.data.questions import read_questions
 from realm_jax.data.vocabulary import Vocabulary
+from realm_jax.index.neighbours import read_neighbours
 from realm_jax.index.retrieve import BatchAssembler, search
 from realm_jax.index.snapshot import Snapshot
 from realm_jax.model.losses import RETRIEVER_LOSSES
+from realm_jax.training.microbatches import Objective, in_microbatches
 from realm_jax.training.objectives import (
-  Objective,
   ict_objective,
-  in_microbatches,
   masked_word_objective,
   question_objective,
   reading_objective,
 )
-
-# Parameters that a stage doesn't train. The passage tower made the index.
-FROZEN = {"finetune": ("passage_tower",)}
 
 
 class Stage(NamedTuple):
@@ -44,13 +42,35 @@ class Stage(NamedTuple):
   make_batch: Callable[[QueryBatch, Any, Snapshot | None], Any]  # queries, parameters, index -> the step's batch
 
 
+def frozen_parameters(config: ConfigDict) -> tuple[str, ...]:
+  """Subtrees of the parameters that the config's stage doesn't train: in fine-tuning the tower that made the index.
+
+  Raises:
+    ValueError: trains_passage_tower, or its absence, does not fit the stage or the model.
+  """
+  if config.stage != "finetune":
+    if config.trains_passage_tower:
+      raise ValueError(f"trains_passage_tower is for finetune; leave it at False for {config.stage}")
+    return ()
+  if config.trains_passage_tower:
+    return ()
+  if config.model.towers_are_shared:
+    raise ValueError(
+      "fine-tuning trains the query tower, and with model.towers_are_shared=True so the passage tower, whose index is "
+      "not refreshed; set --config.model.towers_are_shared=False, or --config.trains_passage_tower=True"
+    )
+  return ("passage_tower",)
+
+
 def make_objective(config: ConfigDict, vocab_size: int) -> Objective:
   """The objective of the config's stage.
 
   Raises:
-    ValueError: an unknown retriever_loss, or one for a stage that has none.
+    ValueError: an unknown retriever_loss, or a field for a stage that has no use for it.
   """
   name = config.retriever_loss
+  if config.reads_null_passage and config.stage != "finetune":
+    raise ValueError(f"reads_null_passage is for finetune; leave it at False for {config.stage}")
   if name not in ("joint", *RETRIEVER_LOSSES):
     raise ValueError(f"unknown retriever_loss {name!r}; there are joint, {', '.join(RETRIEVER_LOSSES)}")
   if name != "joint" and config.stage not in ("pretrain", "finetune"):
@@ -88,7 +108,7 @@ def make_stage(
   Raises:
     ValueError: the config and the corpus don't fit together.
   """
-  objective, frozen = make_objective(config, len(vocabulary)), FROZEN.get(config.stage, ())
+  objective, frozen = make_objective(config, len(vocabulary)), frozen_parameters(config)
   assembler = BatchAssembler(store, vocabulary, joint_length=config.joint_length)
   find = functools.partial(search, make_retriever(config.model, len(vocabulary)), put=put, fetch=fetch)
   draw = {"seed": config.seed, "query_length": config.query_length, "max_masks": config.max_masks}
@@ -99,9 +119,12 @@ def make_stage(
   if config.mixture and config.stage != "pretrain":
     raise ValueError(f"a mixture is for the stage pretrain; leave config.mixture empty for {config.stage}")
 
+  if config.num_hard_negatives and config.stage != "ict":
+    raise ValueError(f"hard negatives are for the stage ict; leave num_hard_negatives at 0 for {config.stage}")
+
   if config.stage == "ict":
     return Stage(
-      SentenceSource(store, removal_rate=config.removal_rate, **draw),
+      _sentences(config, store, SentenceSource(store, removal_rate=config.removal_rate, **draw)),
       objective,
       needs_index=False,
       frozen=frozen,
@@ -142,7 +165,10 @@ def make_stage(
   def make_question_batch(queries, params, index):
     retrieved_id_BR = find(params["retriever"], queries, index, beam_size)[1]
     answers_B = [questions[i].answers for i in queries.question_id_B]
-    return assembler.question_batch(queries, answers_B, retrieved_id_BR, index, config.num_passages, regex=regex)
+    return assembler.question_batch(
+        queries, answers_B, retrieved_id_BR, index, config.num_passages, regex=regex,
+        trains_passage_tower=config.trains_passage_tower, reads_null_passage=config.reads_null_passage,
+    )  # fmt: skip
 
   return Stage(
     QuestionSource(questions, vocabulary, **draw),
@@ -151,6 +177,19 @@ def make_stage(
     frozen=frozen,
     make_batch=make_question_batch,
   )
+
+
+def _sentences(config: ConfigDict, store: PassageStore, source: QuerySource) -> QuerySource:
+  """ICT's queries, with hard negatives if the config asks for them."""
+  if config.num_hard_negatives == 0:
+    return source
+  if not config.hard_negatives:
+    raise ValueError(
+      f"num_hard_negatives={config.num_hard_negatives} needs passages to draw them from: make them with "
+      f"realm mine_negatives --corpus={config.corpus} --output=DIR, and set --config.hard_negatives=DIR"
+    )
+  neighbour_id_NR = read_neighbours(config.hard_negatives, store)
+  return HardNegativeSource(source, neighbour_id_NR, config.num_hard_negatives, seed=config.seed)
 
 
 def _check_num_passages(num_passages: int, corpus_size: int, name: str) -> None:

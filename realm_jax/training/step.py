@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import optax
 
 from realm_jax.batch import Packed
-from realm_jax.training.objectives import Objective
+from realm_jax.training.microbatches import Objective
 
 
 class TrainState(NamedTuple):

@@ -52,6 +52,37 @@ CHIPS = {
   "v7x": Chip(189.5 * 2**30, 2307e12, 7380e9, 600e9, _names("tpu7x", _3D), "tpu7x", devices_per_chip=2),
 }  # fmt: skip
 
+# JAX's names of devices (`jax.Device.device_kind`) -> generation, and of GPUs -> operations a second, dense, in
+# bfloat16, by NVIDIA's data sheets of November 2026.
+_TPU_KINDS = {
+  "TPU v4": "v4",
+  "TPU v5 lite": "v5e",
+  "TPU v5e": "v5e",
+  "TPU v5": "v5p",
+  "TPU v5p": "v5p",
+  "TPU v6 lite": "v6e",
+  "TPU v6e": "v6e",
+  "TPU7x": "v7x",
+}
+_GPU_FLOPS = {
+  "NVIDIA A100-SXM4-40GB": 312e12,
+  "NVIDIA A100-SXM4-80GB": 312e12,
+  "NVIDIA A100-PCIE-40GB": 312e12,
+  "NVIDIA A100 80GB PCIe": 312e12,
+  "NVIDIA H100 80GB HBM3": 989e12,
+  "NVIDIA H100 PCIe": 756e12,
+  "NVIDIA H200": 989e12,
+  "NVIDIA L4": 121e12,
+}
+
+
+def peak_flops(device_kind: str) -> float | None:
+  """Operations a second of one device in bfloat16; None for a CPU, or a device that isn't known."""
+  if generation := _TPU_KINDS.get(device_kind):
+    chip = CHIPS[generation]
+    return chip.flops / chip.devices_per_chip
+  return _GPU_FLOPS.get(device_kind)
+
 
 class Topology(NamedTuple):
   """A slice of chips."""

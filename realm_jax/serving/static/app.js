@@ -3,6 +3,7 @@ const $ = (id) => document.getElementById(id);
 const number = (value, digits) => value.toLocaleString("en", { minimumFractionDigits: digits, maximumFractionDigits: digits });
 let license = "";
 let newest = 0;
+let shown = ""; // step and index of the status on the page
 
 function copy(template) {
   return $(template).content.firstElementChild.cloneNode(true);
@@ -54,6 +55,7 @@ function show(result) {
     `search ${number(search_ms, 1)} ms` + (result.evidence ? ` · reading ${number(reading_ms, 1)} ms` : "");
   $("passages-title").hidden = false;
   $("passages").replaceChildren(...passages.map((p) => passage(p, passages)));
+  if (`${result.step} ${result.index_version}` !== shown) showStatus().catch(() => {}); // newer ones are in use
 }
 
 async function fetchJson(path, body) {
@@ -83,6 +85,7 @@ async function ask(event) {
 
 async function showStatus() {
   const status = await fetchJson("api/status");
+  shown = `${status.step} ${status.index_version}`;
   license = [status.source, status.license].filter(Boolean).join(" · ") || "source and licence not given";
   $("corpus").textContent = `${status.num_passages.toLocaleString("en")} passages · ${license}`;
   $("index").textContent =

@@ -1,0 +1,66 @@
+"""What hosts compare before they start, with the other host's words made up."""
+
+import json
+
+import jax
+import pytest
+
+from realm_jax.config import paper_config
+from realm_jax.training import agreement
+
+LINES = '{"question": "who?", "answer": ["me"]}\n{"question": "where?", "answer": ["here", "there"]}\n'
+
+
+@pytest.fixture
+def second_host(monkeypatch):
+  """-> what this host says, and a function that opens a config's corpus as the second of two that agree on the rest."""
+  said = []
+
+  def hear(mine):
+    said.append(json.loads(mine))
+    return json.dumps(first.pop() if first else said[-1])
+
+  first: list = []
+  monkeypatch.setattr(jax, "process_count", lambda: 2)
+  monkeypatch.setattr(jax, "process_index", lambda: 1)
+  monkeypatch.setattr(agreement, "gather", lambda value: [True, value])
+  monkeypatch.setattr(agreement, "tell_text", hear)
+
+  def open_as_second(config, *, heard=None, trains=True):
+    first[:] = [heard] if heard else []
+    agreement.open_corpus(config, trains=trains)
+    return said[-1]
+
+  return open_as_second
+
+
+@pytest.fixture
+def questions(tmp_path, sample_store):
+  config = paper_config("finetune")
+  path = tmp_path / "questions.jsonl"
+  path.write_text(LINES)
+  config.update(corpus=str(sample_store.path), questions=str(path))
+  return config, path
+
+
+def test_question_files_of_one_name_and_other_content_are_refused(second_host, questions):
+  config, path = questions
+  first = second_host(config)
+  assert second_host(config, heard=first)["questions"] == first["questions"]
+  path.write_text(LINES.replace("there", "elsewhere"))
+  with pytest.raises(ValueError, match="^questions is '[0-9a-f]{32}' on host 1, '[0-9a-f]{32}' on the first host"):
+    second_host(config, heard=first)
+
+
+def test_an_indexer_needs_no_questions(second_host, questions):
+  config, path = questions
+  path.unlink()
+  assert "questions" not in second_host(config, trains=False)
+  with pytest.raises(OSError, match=r"questions\.jsonl"):
+    second_host(config)
+
+
+def test_a_mixture_is_compared_by_the_content_of_its_corpora(second_host, sample_store):
+  config = paper_config("pretrain")
+  config.update(corpus=str(sample_store.path), mixture=f"{sample_store.path}:1")
+  assert second_host(config)[f"mixture {sample_store.path}"] == sample_store.content_digest
