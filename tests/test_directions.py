@@ -60,7 +60,10 @@ def test_an_answers_directions_are_those_of_the_objective(runs, monkeypatch):
   loss_of = losses.question_loss
 
   def reader_loss(delta_BR):
-    monkeypatch.setattr(losses, "question_loss", lambda score_BR, *rest: loss_of(score_BR + delta_BR, *rest))
+    def moved(beam_score_BR, has_answer_BR, score_BK, *rest):
+      return loss_of(beam_score_BR, has_answer_BR, score_BK + delta_BR, *rest)
+
+    monkeypatch.setattr(losses, "question_loss", moved)
     return objective(open_qa.params, batch, jax.random.key(0))[1]["reader_loss"]
 
   expected = -jax.jit(jax.grad(reader_loss))(np.zeros(row_BR.shape, np.float32))[0]
@@ -188,3 +191,15 @@ def test_a_run_that_reads_nothing_takes_no_answer(inspect, sample_store, tmp_pat
   write_run(tmp_path / "ict", sample_store, stage="ict", steps=(20,))
   status, _, err = inspect(tmp_path / "ict", "--question=Who?", "--answer=x")
   assert status == 1 and "an answer says nothing to a run of the stage 'ict'" in err
+
+
+def test_a_null_passage_that_is_read_takes_part(runs):
+  open_qa = OpenQA.load(runs["finetune"].path)
+  question, k = "Who was Marie Curie?", open_qa.config.num_passages
+  answer = answer_in(open_qa.store, int(open_qa.search(make_query(open_qa, question, None), k)[1][0, 1]))
+  without = score_gradients(open_qa, question, answer)
+  open_qa.config.reads_null_passage = True
+  found = score_gradients(open_qa, question, answer)
+  assert list(found) == [NULL_PASSAGE, *without]
+  assert found[NULL_PASSAGE] < 0  # it has no answer, and takes mass from those that have
+  np.testing.assert_allclose(sum(found.values()), 0, atol=1e-6)

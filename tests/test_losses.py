@@ -393,7 +393,7 @@ def test_the_score_gradient_of_an_answer_is_that_of_the_reader_loss():
   is_gold_BKS = rng.random((3, 4, 6)) < 0.2
   is_gold_BKS[0, 0, 0], is_gold_BKS[2] = True, False
   expected = jax.grad(
-    lambda score: -losses.question_loss(score, np.ones((3, 4), bool), logit_BKS, is_gold_BKS)[1].sum()
+    lambda score: -losses.question_loss(score, np.ones((3, 4), bool), score, logit_BKS, is_gold_BKS)[1].sum()
   )(score_BK)
   found = losses.question_score_gradient(score_BK, logit_BKS, is_gold_BKS)
   np.testing.assert_allclose(found, expected, atol=1e-6)

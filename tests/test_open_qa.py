@@ -92,7 +92,7 @@ def test_the_null_passage_takes_its_share_of_the_probability(run, sample_store, 
   retriever, reader = (
     make(reads_null.config.model, len(sample_store.vocabulary())) for make in (make_retriever, make_reader)
   )
-  queries = next(reads_null._query_batches(questions))
+  queries = next(reads_null.query_batches(questions))
   read_id_BK = np.insert(passage_id_BK, 0, NULL_PASSAGE, axis=1)
   span_logit_BKS = reader.apply(
     {"params": params["reader"]}, *assembler.reader_input(queries, read_id_BK), method="span_logit"

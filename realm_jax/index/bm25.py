@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 
-import bm25s
 import numpy as np
 import Stemmer
 
@@ -20,6 +19,10 @@ class Bm25:
   DESCRIPTION = "bm25-lucene-0.9-0.4-english"  # of the settings, for what is made with them
 
   def __init__(self, store: PassageStore):
+    # Its import computes something on JAX, after which a host can no longer join others.
+    import bm25s  # noqa: PLC0415
+
+    self._tokenize_all = bm25s.tokenize
     self._stemmer = Stemmer.Stemmer("english")
     self._index = bm25s.BM25(method="lucene", k1=0.9, b=0.4)
     texts = (f"{store.title(i)} {store.body(i)}" for i in range(len(store)))
@@ -31,4 +34,4 @@ class Bm25:
     return np.asarray(score_BK), np.asarray(passage_id_BK)
 
   def _tokenize(self, texts: Sequence[str]):
-    return bm25s.tokenize(list(texts), stopwords="en", stemmer=self._stemmer, show_progress=False)
+    return self._tokenize_all(list(texts), stopwords="en", stemmer=self._stemmer, show_progress=False)

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from realm_jax.batch import NO_PASSAGE, MaskedBatch, QueryBatch, QuestionBatch
+from realm_jax.batch import NO_PASSAGE, NULL_PASSAGE, MaskedBatch, QueryBatch, QuestionBatch
 from realm_jax.data.queries import mask_answer
 from realm_jax.index.retrieve import choose_passages
 from realm_jax.model import losses
@@ -31,7 +31,7 @@ def make_query(open_qa: OpenQA, question: str, answer: str | None) -> QueryBatch
 
 
 def score_gradients(open_qa: OpenQA, question: str, answer: str) -> dict[int, float]:
-  """{row of a passage that is read: r(z)}, with NULL_PASSAGE in pre-training; see `losses.score_gradient`.
+  """{row of a passage that is read: r(z)}, with NULL_PASSAGE where it is read; see `losses.score_gradient`.
 
   The passages are those that the next step of training would read for it: in pre-training without the one that the
   sentence itself stands in. All is 0 where no passage that is read has the answer to a question.
@@ -48,7 +48,13 @@ def score_gradients(open_qa: OpenQA, question: str, answer: str) -> dict[int, fl
   queries = make_query(open_qa, question, answer)
   score_BR, row_BR = open_qa.search(queries, num_passages)
   if stage == "finetune":
-    questions = open_qa.assembler.question_batch(queries, [[answer]], row_BR, open_qa.snapshot, num_passages)
+    reads_null = open_qa.config.reads_null_passage
+    questions = open_qa.assembler.question_batch(
+      queries, [[answer]], row_BR, open_qa.snapshot, num_passages, reads_null_passage=reads_null
+    )
+    if reads_null:
+      row_BR = np.insert(row_BR, 0, NULL_PASSAGE, axis=1)
+      score_BR = np.insert(score_BR, 0, open_qa.null_score(queries), axis=1)
     gradient_BK = _of_question(open_qa.reader, open_qa.params["reader"], jax.device_put(questions), score_BR)
     return dict(zip(row_BR[0].tolist(), np.asarray(gradient_BK)[0].tolist()))
   sentence = question.replace("[MASK]", answer)

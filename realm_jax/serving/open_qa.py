@@ -160,7 +160,7 @@ class OpenQA:
       score = np.zeros(passage_id.shape, np.float32) if score_BK is None else score_BK[row]
       if self.config.reads_null_passage:
         passage_id = np.insert(passage_id, 0, NULL_PASSAGE, axis=1)
-        score = np.insert(score, 0, 0 if score_BK is None else self._null_score(queries), axis=1)
+        score = np.insert(score, 0, 0 if score_BK is None else self.null_score(queries), axis=1)
       joint_BKJ, is_body_BKJ = self.assembler.reader_input(queries, passage_id)
       inputs = jax.device_put((joint_BKJ, is_body_BKJ, score))
       span_BK, reader_score_BK, probability_BK = jax.device_get(
@@ -203,7 +203,7 @@ class OpenQA:
       self.reader, self.params["reader"], self.vocabulary, questions, query_length=self.config.query_length
     )
 
-  def _null_score(self, queries: QueryBatch) -> np.ndarray:
+  def null_score(self, queries: QueryBatch) -> np.ndarray:
     """The null passage's scores, [B]."""
     inputs = jax.device_put((query_input(queries), self.assembler.null_input(len(queries.token_id_BQ))))
     return jax.device_get(_score_null(self.retriever, self.params["retriever"], *inputs))
