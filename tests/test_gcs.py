@@ -10,6 +10,7 @@ from processes import build_corpus, realm, train
 from test_checkpoint import abstract, adoption, make_state
 
 from realm_jax.data.passages import PassageStore
+from realm_jax.index.deletion import delete_old
 from realm_jax.index.digest import tree_digest
 from realm_jax.index.journal import read_journal
 from realm_jax.index.neighbours import mine_neighbours, read_neighbours
@@ -52,6 +53,8 @@ def pretrain(corpus, run, *, num_steps, kill=False, timeout=240):
     assert indexer.returncode == 0, output
   finally:
     indexer.kill()
+  # Whether the indexer's last round could delete a version depends on when the trainer's last checkpoint came.
+  delete_old(RunDir(run), keep=2)
   return result(run)
 
 

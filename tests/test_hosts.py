@@ -98,6 +98,7 @@ def test_two_hosts_make_what_one_makes(calm):
   assert RunDir(calm).checkpoint_steps()[-1] == 6 and RunDir(calm).is_done()
 
 
+@pytest.mark.slow
 def test_two_hosts_refresh_their_own_index(corpus, calm):
   """As a run whose indexer is another job, up to the first step at which that one is behind."""
   run = corpus.parent / "inline"
