@@ -104,6 +104,16 @@ def test_no_assert_on_a_tuple_and_no_forgotten_f():
         assert not isinstance(node.test, ast.Tuple)
 
 
+def test_the_verbs_of_a_job_on_several_hosts_compute_nothing_when_imported():
+  """With a backend that has started, jax.distributed.initialize refuses to join the other hosts."""
+  code = (
+    "import realm_jax.train, realm_jax.training.loop, realm_jax.refresh_index; from jax._src import xla_bridge; "
+    "print(xla_bridge.backends_are_initialized())"
+  )
+  result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=PACKAGE.parent, check=False)
+  assert (result.stdout, result.returncode) == ("False\n", 0), result.stderr
+
+
 def test_steps_indexer_and_ask_do_without_tensorflow():
   modules = [
     "realm_jax.training.step",

@@ -19,10 +19,8 @@ class Bm25:
   DESCRIPTION = "bm25-lucene-0.9-0.4-english"  # of the settings, for what is made with them
 
   def __init__(self, store: PassageStore):
-    # Its import computes something on JAX, after which a host can no longer join others.
-    import bm25s  # noqa: PLC0415
+    import bm25s  # noqa: PLC0415 as in _tokenize
 
-    self._tokenize_all = bm25s.tokenize
     self._stemmer = Stemmer.Stemmer("english")
     self._index = bm25s.BM25(method="lucene", k1=0.9, b=0.4)
     texts = (f"{store.title(i)} {store.body(i)}" for i in range(len(store)))
@@ -34,4 +32,6 @@ class Bm25:
     return np.asarray(score_BK), np.asarray(passage_id_BK)
 
   def _tokenize(self, texts: Sequence[str]):
-    return self._tokenize_all(list(texts), stopwords="en", stemmer=self._stemmer, show_progress=False)
+    import bm25s  # noqa: PLC0415 it computes something on JAX, after which a host can no longer join others
+
+    return bm25s.tokenize(list(texts), stopwords="en", stemmer=self._stemmer, show_progress=False)

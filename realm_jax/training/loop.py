@@ -125,7 +125,7 @@ def train(
         checkpoints.expect_first((time.monotonic() - started) / 4)
       if follower:
         # Of a tower that is not trained the index is never stale, however long ago it was made.
-        metrics |= {"index_age": 0.0 if stage.frozen else follower.age(step)}
+        metrics |= {"index_age": 0.0 if "passage_tower" in stage.frozen else follower.age(step)}
       tracer.end(step + 1, metrics)
       metrics_log.add(step + 1, metrics)
       is_preempted = preemption.is_due(step + 1)
