@@ -25,17 +25,19 @@ def write_articles(squad: str, hotpotqa: str | None, leads: str | None, output: 
   questions, passages = [], {}
   for line in open(squad, encoding="utf-8"):
     record = json.loads(line)
-    passages[record["title"].replace("_", " "), record["context"]] = f"squad-{len(passages)}"
+    name = passages[record["title"].replace("_", " "), record["context"]] = f"squad-{len(passages)}"
     for question in record["questions"]:
       if question["answers"]:
         answers = sorted({answer["text"] for answer in question["answers"]})
-        questions.append({"question": question["question"], "answer": answers})
+        questions.append({"question": question["question"], "answer": answers, "annotated": [name]})
   for line in open(hotpotqa, encoding="utf-8") if hotpotqa else ():
     record = json.loads(line)
-    for passage in record["passages"]:
+    names = [
       passages.setdefault((passage["title"], passage["text"]), f"hotpotqa-{len(passages)}")
+      for passage in record["passages"]
+    ]
     if any(has_answer(passage["text"], record["answer"]) for passage in record["passages"]):  # not "yes" and "no"
-      questions.append({"question": record["question"], "answer": record["answer"]})
+      questions.append({"question": record["question"], "answer": record["answer"], "annotated": names})
   with open(output / "articles.jsonl", "w", encoding="utf-8") as file:
     for (title, text), name in passages.items():
       file.write(json.dumps({"id": name, "title": title, "text": text}, ensure_ascii=False) + "\n")

@@ -46,6 +46,16 @@ def test_text_comes_back(store):
   assert [store.body(i) for i in range(3)] == [a.text for a in ARTICLES]
 
 
+def test_passages_are_found_by_their_name_or_their_article_s(store):
+  names = [store.id(i) for i in range(len(store))]
+  articles = {name.rpartition("#")[0] for name in names} - {""}
+  assert articles
+  rows = store.rows_named([*articles, names[-1], "nowhere"])
+  assert rows == {
+    article: [i for i, name in enumerate(names) if name.startswith(f"{article}#")] for article in articles
+  } | {names[-1]: [len(names) - 1]}
+
+
 def test_tokens_come_back(store):
   assert store.padded_tokens(np.arange(3)).tolist() == [
     [5, 5, 6, 7, 8, 9, 12, 10, 11, 10, 13, 12, 0, 0, 0, 0],
