@@ -227,7 +227,9 @@ def test_annotated_passages_with_an_answer_are_the_right_ones(store, vocabulary)
   )
   # Passages 0 and 2 hold the answer. Of the second question's annotated one that isn't true, so it is as if unnamed.
   np.testing.assert_array_equal(batch.beam_emb_BRD[:, :, 0], [[0, 4, 8], [4, 0, 8], [4, 0, 8]])
-  np.testing.assert_array_equal(batch.beam_has_answer_BR, [[True, False, False], [False, True, True], [False, True, True]])
+  np.testing.assert_array_equal(
+    batch.beam_has_answer_BR, [[True, False, False], [False, True, True], [False, True, True]]
+  )
   assert [(start >= 0).any() for start in batch.gold_start_BKA] == [True, False, False]
   np.testing.assert_array_equal(retrieved_id_BR, [[1, 0, 2]] * 3)
 

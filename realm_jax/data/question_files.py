@@ -83,7 +83,7 @@ def _from_object(value: Any) -> tuple[str, tuple[str, ...], tuple[str, ...]]:
   annotated = value.get("annotated", [])
   annotated = [annotated] if isinstance(annotated, str) else annotated
   if not isinstance(annotated, list) or not all(isinstance(name, str) for name in annotated):
-    raise Fault('"annotated" that is no list of ids of articles or passages')
+    raise Fault('"annotated" that is no list of ids')
   return *checked(value.get("question"), value.get("answer", value.get("answers"))), tuple(annotated)
 
 
