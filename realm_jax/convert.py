@@ -39,6 +39,8 @@ from realm_jax.weights.source import merge, read_weights
 from realm_jax.weights.tensors import WeightsError
 
 _STAGES = ("ict", "pretrain", "finetune")  # each holds what the one before it does
+# Fields of the config on how passages are read.
+_READING = ("joint_length", "num_passages", "num_inference_passages", "reads_null_passage")
 _ROWS = 1 << 16  # passages' embeddings read at once
 
 
@@ -110,7 +112,7 @@ def _read_run(name: str, run_dir: RunDir, target: PassageStore | None) -> Weight
     block_emb=_block_emb(snapshots.load(run_dir, versions[0], store)) if is_current else None,
     vocabulary=store.vocabulary(),
     stage=config.stage,
-    reading={field: config[field] for field in ("joint_length", "num_passages", "num_inference_passages")},
+    reading={field: config[field] for field in _READING},
   )
 
 

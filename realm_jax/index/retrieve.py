@@ -135,11 +135,11 @@ class BatchAssembler:
     """
     rows = zip(answers_B, retrieved_id_BR.tolist())
     beam_has_answer_BR = np.array([self._have_answer(answers, row, regex) for answers, row in rows])
+    retrieved_id_BR = np.array(retrieved_id_BR)
     for b, annotated in enumerate(annotated_B or ()):
       has_answer_A = self._have_answer(answers_B[b], annotated, regex)
       if any(has_answer_A):
         annotated = [i for i, has in zip(annotated, has_answer_A) if has]
-        retrieved_id_BR = retrieved_id_BR.copy()
         retrieved_id_BR[b] = with_annotated(retrieved_id_BR[b], annotated, num_passages)
         beam_has_answer_BR[b] = np.isin(retrieved_id_BR[b], annotated)
     passage_id_BK = retrieved_id_BR[:, :num_passages]
