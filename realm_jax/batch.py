@@ -79,6 +79,3 @@ class QuestionBatch(NamedTuple):
   gold_end_BKA: Array  # int32, positions of the answers' last tokens, -1 for none
   passage_BKP: Packed | None = None  # the passages that are read, to be embedded anew; None: the index' are taken
   null_BP: Packed | None = None  # the null passage, if it is read, for the passage tower
-
-
-ReaderBatch = MaskedBatch | QuestionBatch

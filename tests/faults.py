@@ -85,7 +85,6 @@ class Job:
   def __init__(self, start: Callable[[], subprocess.Popen]):
     self._start = start
     self.process = start()
-    self.born = time.monotonic()
 
   def kill(self) -> None:
     self.process.send_signal(signal.SIGKILL)
@@ -248,13 +247,13 @@ class Readers:
 
 
 def abstract_state(config, store):
-  from realm_jax.training.loop import make_optimizer  # noqa: PLC0415
+  from realm_jax.training.optimizer import configured_optimizer  # noqa: PLC0415
   from realm_jax.training.stages import make_stage  # noqa: PLC0415
   from realm_jax.training.start import abstract_params  # noqa: PLC0415
   from realm_jax.training.step import init_state  # noqa: PLC0415
 
   vocabulary = store.vocabulary()
-  optimizer = make_optimizer(config, make_stage(config, store, vocabulary))
+  optimizer = configured_optimizer(config, make_stage(config, store, vocabulary).frozen)
   state = jax.eval_shape(lambda p: init_state(p, optimizer), abstract_params(config, len(vocabulary)))
   sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
   return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), state)

@@ -12,13 +12,9 @@ from scipy.stats import norm
 from realm_jax.batch import Packed
 from realm_jax.model.bert import Bert, MaskedWordHead
 
+pytestmark = pytest.mark.usefixtures("exact_products")
+
 SIZES = {"vocab_size": 23, "hidden_size": 12, "num_layers": 2, "num_heads": 3, "mlp_size": 20, "max_length": 9}
-
-
-@pytest.fixture(autouse=True)
-def exact_products():
-  with jax.default_matmul_precision("highest"):
-    yield
 
 
 @pytest.fixture(scope="module")

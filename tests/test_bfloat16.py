@@ -21,7 +21,7 @@ from realm_jax.index.embed import embed_passages
 from realm_jax.index.searcher import ExactSearcher
 from realm_jax.index.snapshot import Snapshot
 from realm_jax.model.retriever import passage_tower_params
-from realm_jax.training.loop import make_optimizer
+from realm_jax.training.optimizer import configured_optimizer
 from realm_jax.training.stages import make_stage
 from realm_jax.training.start import initial_params
 from realm_jax.training.step import init_state, train_step
@@ -57,7 +57,7 @@ def train(config, store, params, index=None):
   rounded_config = config.copy_and_resolve_references()
   rounded_config.model.dtype = "bfloat16"
   rounded_loss = jax.jit(make_stage(rounded_config, store, store.vocabulary()).objective)
-  optimizer = make_optimizer(config, stage)
+  optimizer = configured_optimizer(config, stage.frozen)
   state, key = init_state(jax.device_put(params), optimizer), jax.random.key(0)
   exact, rounded = [], []
   for step in range(NUM_STEPS):

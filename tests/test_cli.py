@@ -13,19 +13,6 @@ from realm_jax import cli
 CONFIGS = pathlib.Path(__file__).parent.parent / "configs"
 
 
-@pytest.fixture
-def realm(capsys):
-  """Runs a command line: its exit status, and what it printed."""
-
-  def run(*arguments):
-    capsys.readouterr()
-    status = cli.run(list(arguments))
-    printed = capsys.readouterr()
-    return status, printed.out, printed.err
-
-  return run
-
-
 def test_no_verb_shows_them_all_and_fails(realm):
   status, out, err = realm()
   assert (status, out) == (2, "")
@@ -88,8 +75,7 @@ def test_a_missing_flag_is_named(realm, verb, flag):
     ),
   ],
 )
-def test_an_error_is_one_line(realm, monkeypatch, arguments, message):
-  monkeypatch.delenv("REALM_DEBUG", raising=False)
+def test_an_error_is_one_line(realm, arguments, message):
   status, out, err = realm(*arguments)
   assert (status, out) == (1, "")
   line, hint = err.splitlines()

@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 from tiny_runs import write_run
 
-from realm_jax import cli
 from realm_jax.batch import NULL_PASSAGE
 from realm_jax.data.queries import mask_answer
 from realm_jax.model import losses
@@ -20,19 +19,6 @@ from realm_jax.training.objectives import masked_word_objective, question_object
 def runs(sample_store, tmp_path_factory):
   path = tmp_path_factory.mktemp("directions")
   return {stage: write_run(path / stage, sample_store, stage=stage, steps=(20,)) for stage in ("pretrain", "finetune")}
-
-
-@pytest.fixture
-def inspect(capsys, monkeypatch):
-  monkeypatch.delenv("REALM_DEBUG", raising=False)
-
-  def run(*arguments):
-    capsys.readouterr()
-    status = cli.run(["inspect", *map(str, arguments)])
-    printed = capsys.readouterr()
-    return status, printed.out, printed.err
-
-  return run
 
 
 def without_dropout(open_qa):
@@ -140,18 +126,18 @@ def test_a_sentence_that_can_not_be_masked(sample_vocabulary, sentence, answer, 
   assert message in str(error.value)
 
 
-def test_the_table_has_a_column_of_gradients(inspect, runs):
+def test_the_table_has_a_column_of_gradients(realm, runs):
   open_qa = OpenQA.load(runs["finetune"].path)
   question = "Who was Marie Curie?"
   answer = answer_in(open_qa.store, int(open_qa.retrieve([question], 1)[1][0, 0]))
   flags = (runs["finetune"].path, f"--question={question}", f"--answer={answer}", "--k=7")
-  status, out, _ = inspect(*flags, "--json")
+  status, out, _ = realm("inspect", *flags, "--json")
   places = json.loads(out)
   expected = {open_qa.store.id(i): g for i, g in score_gradients(open_qa, question, answer).items()}
   assert status == 0 and len(places) == 7
   assert {p["passage_id"]: p["gradient"] for p in places if p["gradient"] is not None} == pytest.approx(expected)
   assert [p["gradient"] is None for p in places] == [False] * 5 + [True] * 2
-  header, *rows = inspect(*flags)[1].splitlines()
+  header, *rows = realm("inspect", *flags)[1].splitlines()
   assert header.split() == ["rank", "score", "gradient", "passage"]
   for row, place in zip(rows, places, strict=True):
     number, rest = row.split()[2:4]
@@ -160,16 +146,16 @@ def test_the_table_has_a_column_of_gradients(inspect, runs):
     assert (rest == "up", rest == "down") == ((round(g, 4) > 0, round(g, 4) < 0) if g is not None else (False, False))
 
 
-def test_the_null_passage_is_one_of_those_read(inspect, runs):
-  status, out, _ = inspect(runs["pretrain"].path, "--question=[MASK] found radium.", "--answer=Curie", "--k=2")
+def test_the_null_passage_is_one_of_those_read(realm, runs):
+  status, out, _ = realm("inspect", runs["pretrain"].path, "--question=[MASK] found radium.", "--answer=Curie", "--k=2")
   rows = out.splitlines()[1:]
   assert status == 0 and len(rows) == 8  # seven and the null passage, though two were asked for
   assert rows[-1].split()[:2] == ["-", "-"] and rows[-1].endswith("  the null passage")
   assert sum(float(row.split()[2]) for row in rows) == pytest.approx(0, abs=1e-3)
 
 
-def test_an_answer_that_no_passage_has_teaches_nothing(inspect, runs):
-  out = inspect(runs["finetune"].path, "--question=Who?", "--answer=qqq zzz")[1]
+def test_an_answer_that_no_passage_has_teaches_nothing(realm, runs):
+  out = realm("inspect", runs["finetune"].path, "--question=Who?", "--answer=qqq zzz")[1]
   assert out.splitlines()[-1] == "no passage that is read has the answer: there is nothing to learn from"
 
 
@@ -182,14 +168,14 @@ def test_an_answer_that_no_passage_has_teaches_nothing(inspect, runs):
     ("finetune", ["--answer=x"], "--before and --answer say more of what a --question finds"),
   ],
 )
-def test_wrong_use_of_an_answer(inspect, runs, stage, flags, message):
-  status, _, err = inspect(runs[stage].path, *flags)
+def test_wrong_use_of_an_answer(realm, runs, stage, flags, message):
+  status, _, err = realm("inspect", runs[stage].path, *flags)
   assert status == 1 and message in err
 
 
-def test_a_run_that_reads_nothing_takes_no_answer(inspect, sample_store, tmp_path):
+def test_a_run_that_reads_nothing_takes_no_answer(realm, sample_store, tmp_path):
   write_run(tmp_path / "ict", sample_store, stage="ict", steps=(20,))
-  status, _, err = inspect(tmp_path / "ict", "--question=Who?", "--answer=x")
+  status, _, err = realm("inspect", tmp_path / "ict", "--question=Who?", "--answer=x")
   assert status == 1 and "an answer says nothing to a run of the stage 'ict'" in err
 
 

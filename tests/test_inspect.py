@@ -9,7 +9,6 @@ import pytest
 from gcs_server import serve
 from tiny_runs import write_run
 
-from realm_jax import cli
 from realm_jax.index.run_dir import RunDir
 from realm_jax.serving import ranks
 from realm_jax.serving.open_qa import OpenQA
@@ -26,19 +25,6 @@ def copied(finished, tmp_path):
   """A copy to harm."""
   shutil.copytree(finished.path, tmp_path / "run")
   return RunDir(tmp_path / "run")
-
-
-@pytest.fixture
-def inspect(capsys, monkeypatch):
-  monkeypatch.delenv("REALM_DEBUG", raising=False)
-
-  def run(*arguments):
-    capsys.readouterr()
-    status = cli.run(["inspect", *map(str, arguments)])
-    printed = capsys.readouterr()
-    return status, printed.out, printed.err.splitlines()
-
-  return run
 
 
 def num_bytes(path):
@@ -75,10 +61,10 @@ def test_a_finished_run(finished, sample_store):
   }
 
 
-def test_the_verb_prints_it_for_people_or_as_json(inspect, finished):
-  status, out, _ = inspect(finished.path, "--json")
+def test_the_verb_prints_it_for_people_or_as_json(realm, finished):
+  status, out, _ = realm("inspect", finished.path, "--json")
   assert (status, json.loads(out)) == (0, read_report(finished))
-  status, out, _ = inspect(finished.path)
+  status, out, _ = realm("inspect", finished.path)
   lines = out.splitlines()
   assert status == 0 and lines[0].startswith(f"{finished.path}: finetune, 20 of 20 steps, done, ")
   assert lines[4].startswith("  1: committed, ")
@@ -140,8 +126,8 @@ def test_a_run_that_has_only_begun(tmp_path, finished):
   ]  # fmt: skip
 
 
-def test_a_question_now_and_at_an_older_step(inspect, finished):
-  status, out, _ = inspect(finished.path, "--question=Who was Marie Curie?", "--before=10", "--k=3", "--json")
+def test_a_question_now_and_at_an_older_step(realm, finished):
+  status, out, _ = realm("inspect", finished.path, "--question=Who was Marie Curie?", "--before=10", "--k=3", "--json")
   assert status == 0
   places = json.loads(out)
   now, before = OpenQA.load(finished.path), ranks.load_before(finished.path, "10")
@@ -157,7 +143,7 @@ def test_a_question_now_and_at_an_older_step(inspect, finished):
   assert [p["rank"] for p in places][:3] == [1, 2, 3]
   title_of = {now.store.id(i): now.store.title(i) for i in range(len(now.store))}
   assert all(p["title"] == title_of[p["passage_id"]] for p in places)
-  status, table, _ = inspect(finished.path, "--question=Who was Marie Curie?", "--before=10", "--k=3")
+  status, table, _ = realm("inspect", finished.path, "--question=Who was Marie Curie?", "--before=10", "--k=3")
   header, *rows = table.splitlines()
   assert header.split() == ["rank", "score", "before", "score", "passage"]
   for row, p in zip(rows, places, strict=True):
@@ -170,8 +156,8 @@ def test_a_question_now_and_at_an_older_step(inspect, finished):
     assert row.endswith(f"  {p['title']} ({p['passage_id']})")
 
 
-def test_a_question_alone(inspect, finished):
-  status, out, _ = inspect(finished.path, "--question=Who?", "--k=2")
+def test_a_question_alone(realm, finished):
+  status, out, _ = realm("inspect", finished.path, "--question=Who?", "--k=2")
   header, *rows = out.splitlines()
   assert (status, header.split()) == (0, ["rank", "score", "passage"])
   assert [row.split()[0] for row in rows] == ["1", "2"]
@@ -198,15 +184,15 @@ def test_what_lies_deeper_is_no_longer_looked_for(monkeypatch, finished):
     (["/nonexistent", "--question= "], "an empty question"),
   ],
 )
-def test_wrong_use(inspect, arguments, message):
-  status, out, err = inspect(*arguments)
-  assert (status, out) == (1, "") and err[0].startswith(f"realm inspect: {message}")
+def test_wrong_use(realm, arguments, message):
+  status, out, err = realm("inspect", *arguments)
+  assert (status, out) == (1, "") and err.startswith(f"realm inspect: {message}")
 
 
-def test_the_snapshot_of_a_step_may_be_gone(inspect, copied):
+def test_the_snapshot_of_a_step_may_be_gone(realm, copied):
   shutil.rmtree(copied.snapshot(1))
-  status, _, err = inspect(copied.path, "--question=Who?", "--before=10")
-  assert status == 1 and "has the passages as step 10 embeds them (there are those of the steps [20])" in err[0]
+  status, _, err = realm("inspect", copied.path, "--question=Who?", "--before=10")
+  assert status == 1 and "has the passages as step 10 embeds them (there are those of the steps [20])" in err
 
 
 def test_a_run_in_a_bucket(finished, sample_store, monkeypatch):

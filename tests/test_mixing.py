@@ -4,8 +4,9 @@ import itertools
 
 import numpy as np
 import pytest
+from batches import equal, rows
 
-from realm_jax.batch import NO_PASSAGE, QueryBatch
+from realm_jax.batch import NO_PASSAGE
 from realm_jax.data.articles import Article
 from realm_jax.data.mixing import ForeignSource, MixedSource, masked_sentences, parse_mixture
 from realm_jax.data.passages import PassageStore, PassageWriter
@@ -28,16 +29,6 @@ def write(path, text, vocabulary) -> PassageStore:
 @pytest.fixture(scope="module")
 def other_store(sample_vocabulary, tmp_path_factory):
   return write(tmp_path_factory.mktemp("other") / "store", "Paris is a large city.", sample_vocabulary)
-
-
-def rows(batch: QueryBatch, index) -> QueryBatch:
-  return QueryBatch(*(x[index] for x in batch))
-
-
-def equal(one: QueryBatch, other: QueryBatch) -> None:
-  for name, x, y in zip(QueryBatch._fields, one, other):
-    np.testing.assert_array_equal(x, y, err_msg=name)
-    assert x.dtype == y.dtype, name
 
 
 def test_parse_mixture():

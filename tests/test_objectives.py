@@ -20,16 +20,12 @@ from realm_jax.training.objectives import (
 )
 from realm_jax.training.stages import frozen_parameters, make_objective
 
+pytestmark = pytest.mark.usefixtures("exact_products")
+
 VOCAB_SIZE = 13
 CLS, SEP = 1, 2
 # What they add to one logit they add to all of a softmax.
 IN_ALL_LOGITS = ("key/bias", "passage_tower/layer_norm/bias", "span_head/layer_norm/bias", "span_head/score/bias")
-
-
-@pytest.fixture(autouse=True)
-def exact_products():
-  with jax.default_matmul_precision("highest"):
-    yield
 
 
 @pytest.fixture(scope="module")

@@ -37,16 +37,13 @@ from realm_jax.training.objectives import question_objective
 
 GOLDEN = pathlib.Path(__file__).parent / "golden"
 FAST = "separate"  # the six others compile for a minute
-pytestmark = pytest.mark.parametrize(
-  "case",
-  [pytest.param(c, id=c.name, marks=() if c.name == FAST else pytest.mark.slow) for c in cases.CASES],
-)
-
-
-@pytest.fixture(autouse=True)
-def exact_products():
-  with jax.default_matmul_precision("highest"):
-    yield
+pytestmark = [
+  pytest.mark.usefixtures("exact_products"),
+  pytest.mark.parametrize(
+    "case",
+    [pytest.param(c, id=c.name, marks=() if c.name == FAST else pytest.mark.slow) for c in cases.CASES],
+  ),
+]
 
 
 def case_config(case):

@@ -4,8 +4,8 @@ import itertools
 
 import numpy as np
 import pytest
+from batches import equal, rows
 
-from realm_jax.batch import QueryBatch
 from realm_jax.data.articles import Article
 from realm_jax.data.packing import Tokens
 from realm_jax.data.passages import PassageStore, PassageWriter
@@ -39,15 +39,6 @@ def write(path, *passages: tuple[str, list[tuple[int, int]]]) -> PassageStore:
       writer.add(passage, [Span(*span, "entity") for span in spans])
     writer.finish({})
   return PassageStore(path)
-
-
-def equal(one: QueryBatch, other: QueryBatch) -> None:
-  for name, x, y in zip(QueryBatch._fields, one, other):
-    np.testing.assert_array_equal(x, y, err_msg=name)
-
-
-def rows(batch: QueryBatch, index) -> QueryBatch:
-  return QueryBatch(*(x[index] for x in batch))
 
 
 @pytest.fixture(scope="module", params=["ict", "masked", "random_span", "random_token", "questions"])

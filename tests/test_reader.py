@@ -12,13 +12,9 @@ from realm_jax.config import make_reader, paper_config
 from realm_jax.model.bert import Bert, MaskedWordHead
 from realm_jax.model.reader import SpanHead, span_candidates
 
+pytestmark = pytest.mark.usefixtures("exact_products")
+
 VOCAB_SIZE = 17
-
-
-@pytest.fixture(autouse=True)
-def exact_products():
-  with jax.default_matmul_precision("highest"):
-    yield
 
 
 @pytest.fixture(scope="module")

@@ -11,13 +11,9 @@ from realm_jax.config import make_retriever, make_tower, paper_config
 from realm_jax.model.bert import Bert
 from realm_jax.model.retriever import passage_tower_params
 
+pytestmark = pytest.mark.usefixtures("exact_products")
+
 VOCAB_SIZE = 19
-
-
-@pytest.fixture(autouse=True)
-def exact_products():
-  with jax.default_matmul_precision("highest"):
-    yield
 
 
 def tiny_model(**changes):

@@ -5,6 +5,7 @@ import itertools
 import numpy as np
 import pytest
 import seqio
+from batches import equal
 
 from realm_jax.batch import QueryBatch
 from realm_jax.data.mixing import masked_sentences
@@ -21,13 +22,9 @@ def source(sample_store):
 
 
 def take(source, num_batches: int, **options) -> list[QueryBatch]:
-  return list(itertools.islice(query_batches("queries", source, **options), num_batches))
-
-
-def equal(one: QueryBatch, other: QueryBatch) -> None:
-  for name, x, y in zip(QueryBatch._fields, one, other):
-    np.testing.assert_array_equal(x, y, err_msg=name)
-    assert x.dtype == y.dtype, name
+  batches = list(itertools.islice(query_batches("queries", source, **options), num_batches))
+  assert len(batches) == num_batches
+  return batches
 
 
 def test_numbers_start_anywhere_and_are_dealt_to_shards():

@@ -1,14 +1,11 @@
 """TPU slices: their names, their chips, and what is said of those that are none."""
 
-import importlib.util
 import math
 
 import pytest
 
 from realm_jax.training import topology
 from realm_jax.training.topology import CHIPS, Topology, compile_only_devices, parse_topology, peak_flops
-
-HAS_LIBTPU = importlib.util.find_spec("libtpu") is not None
 
 
 @pytest.mark.parametrize(

@@ -71,7 +71,7 @@ def train(
   mesh = step_mesh(config, jax.devices())
   rows = HostRows(NamedSharding(mesh, ROWS), config.batch_size)
   stage = make_stage(config, store, store.vocabulary(), put=rows.put, fetch=rows.fetch)
-  optimizer = make_optimizer(config, stage)
+  optimizer = configured_optimizer(config, stage.frozen)
   check_run_dir(config, run_dir)
   checkpoints = Checkpoints(run_dir, keep=config.checkpoint.keep, every=config.checkpoint.every, log=log)
 
@@ -168,11 +168,6 @@ def check_run_dir(config: ConfigDict, run_dir: RunDir) -> None:
       f"{f' (and {len(different) - 1} more fields differ)' if len(different) > 1 else ''}; "
       "use the same config to resume, or another --workdir"
     )
-
-
-def make_optimizer(config: ConfigDict, stage: Stage) -> optax.GradientTransformation:
-  """The optimizer that a config describes for its stage."""
-  return configured_optimizer(config, stage.frozen)
 
 
 def _claim(run_dir: RunDir, config: ConfigDict, *, is_to_go_on: bool) -> None:
