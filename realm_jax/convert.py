@@ -172,9 +172,8 @@ def _config(weights: Weights, store: PassageStore) -> ConfigDict:
     )
   reader = weights.parts.get(names.READER, ())
   found = "finetune" if names.SPAN_HEAD in reader else "pretrain" if names.MASKED_WORD_HEAD in reader else "ict"
-  trained = {"": found, "mlm": "pretrain"}.get(
-    weights.stage, weights.stage
-  )  # of mlm's networks the retriever was added
+  # A run of mlm has no retriever, so that one was added to what it has.
+  trained = {"": found, "mlm": "pretrain"}.get(weights.stage, weights.stage)
   config = paper_config(min(trained, found, key=_STAGES.index))
   config.model.update({field: value for field, value in model.items() if field in config.model})
   config.model.towers_are_shared = names.PASSAGE_TOWER not in weights.parts

@@ -56,13 +56,28 @@ def check_flags(verb, arguments):
     assert not flag or flag[1] in [*values, "help"], f"realm {verb} {argument}"
 
 
-@pytest.mark.parametrize("path", [path for path in DOCUMENTS if "realm " in text_of(path)], ids=name)
-def test_commands_of_a_document_parse(path, monkeypatch):
-  """Those on lines of their own, with the config that they name; but for those that are shown to fail."""
-  monkeypatch.chdir(ROOT)
+def commands_of(path):
+  """Those on lines of their own, but for those that are shown to fail."""
   text = re.sub(r"\s*\\\n\s*", " ", text_of(path))
   lines = re.findall(r"^(?:\$ )?(realm \w+ .*)$(?!\nrealm \w+: )", text, re.MULTILINE)
-  for verb, *arguments in examples("".join(f"  {line}\n" for line in lines)):
+  return examples("".join(f"  {line}\n" for line in lines))
+
+
+def commands_within_the_text(path):
+  return re.findall(r"(?:`|^!)realm (\w+)((?: [^`\n]*)?)", text_of(path), re.MULTILINE)
+
+
+def test_the_documents_have_commands():
+  """The tests below would find nothing wrong where nothing is found."""
+  assert sum(len(commands_of(path)) for path in DOCUMENTS) > 40
+  assert sum(len(commands_within_the_text(path)) for path in [*DOCUMENTS, *NOTEBOOKS]) > 45
+
+
+@pytest.mark.parametrize("path", [path for path in DOCUMENTS if "realm " in text_of(path)], ids=name)
+def test_commands_of_a_document_parse(path, monkeypatch):
+  """With the config that they name."""
+  monkeypatch.chdir(ROOT)
+  for verb, *arguments in commands_of(path):
     check_flags(verb, arguments)
     if not {"...", "--help"} & set(arguments):  # else it isn't the whole command
       parse(monkeypatch, verb, *arguments)
@@ -70,7 +85,7 @@ def test_commands_of_a_document_parse(path, monkeypatch):
 
 @pytest.mark.parametrize("path", [*DOCUMENTS, *NOTEBOOKS], ids=name)
 def test_commands_within_the_text_have_flags_that_exist(path):
-  for verb, arguments in re.findall(r"(?:`|^!)realm (\w+)((?: [^`\n]*)?)", text_of(path), re.MULTILINE):
+  for verb, arguments in commands_within_the_text(path):
     check_flags(verb, arguments.split())
 
 

@@ -1,4 +1,4 @@
-"""The queries as seqio tasks; the only file that imports seqio and TensorFlow at once, so it is imported late."""
+"""The queries as seqio tasks. It imports seqio and TensorFlow, which take seconds, so it is imported late."""
 
 from __future__ import annotations
 

@@ -67,7 +67,6 @@ def bert_optimizer(
     optax.scale_by_learning_rate(bert_schedule(learning_rate, num_steps, num_warmup_steps)),
     optax.masked(optax.scale(retriever_scale), lambda params: _is_below(("retriever",), params)),
   )
-
   return optax.multi_transform(
     {"trained": trained, "frozen": optax.set_to_zero()},
     lambda params: jax.tree.map(lambda is_frozen: "frozen" if is_frozen else "trained", _is_below(frozen, params)),
