@@ -26,7 +26,7 @@ SIZE_FIELDS = {
   "span_hidden_size": "span_hidden_size",
 }
 SPAN_LAYER_NORM_EPSILON = 1e-3  # of the reader's span head, here and in all released models
-OURS = "realm_jax"  # the entry of config.json for what names.HF has no field for
+OURS = "realm_jax"  # the entry of config.json for what HF has no field for
 _MODEL_TYPES = ("bert", "realm", "dpr")
 HIDDEN_ACT = {False: "gelu", True: "gelu_new"}  # by gelu_is_approximate
 _IS_APPROXIMATE = {"gelu": False, "gelu_new": True, "gelu_pytorch_tanh": True}
