@@ -168,15 +168,16 @@ def stored_config(stored: dict[str, Any]) -> ConfigDict:
   """The config of a run directory; fields that are younger than the run have their default.
 
   Raises:
-    ValueError: a field that this version doesn't know.
+    ValueError: a field that this version doesn't know, or of another type.
   """
   config = paper_config(stored["stage"])
+  remedy = "use the version of realm_jax that made it"
+  if unknown := sorted(flat_fields(stored).keys() - flat_fields(config.to_dict()).keys()):
+    raise ValueError(f"the run's config.json has fields that are unknown here ({', '.join(unknown)}); {remedy}")
   try:
     config.update(stored)
-  except (KeyError, AttributeError, TypeError) as error:
-    raise ValueError(
-      f"the run's config.json doesn't fit this version of realm_jax ({error}); use the one that made it"
-    ) from error
+  except TypeError as error:
+    raise ValueError(f"the run's config.json doesn't fit: {str(error).splitlines()[0]}; {remedy}") from error
   return config
 
 

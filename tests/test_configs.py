@@ -87,9 +87,21 @@ def test_a_run_of_an_older_version_takes_defaults_for_younger_fields():
   del stored["model"]["remat"]
   config = stored_config(stored)
   assert (config.model.hidden_size, config.model.remat, config.num_steps) == (64, "none", 100_000)
-  stored["model"]["depth"] = 3
-  with pytest.raises(ValueError, match=r"config.json doesn't fit this version of realm_jax .*depth"):
-    stored_config(stored)
+
+
+@pytest.mark.parametrize(
+  ("change", "message"),
+  [
+    ({"depth": 3, "mesh": {"pipeline": 2}}, r"has fields that are unknown here \(depth, mesh.pipeline\)"),
+    ({"model": 3}, r"has fields that are unknown here \(model\)"),
+    ({"num_steps": "many"}, r"doesn't fit: Could not override field 'num_steps'.*"),
+  ],
+)
+def test_what_is_wrong_with_a_runs_config_is_one_line(change, message):
+  with pytest.raises(
+    ValueError, match=rf"^the run's config.json {message}; use the version of realm_jax that made it$"
+  ):
+    stored_config(paper_config("ict").to_dict() | change)
 
 
 def test_the_papers_values_stand():
