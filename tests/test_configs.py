@@ -30,8 +30,10 @@ def build_all(path):
   module = importlib.util.module_from_spec(spec)
   spec.loader.exec_module(module)
   assert module.__doc__, f"{path.name} doesn't say what it is"
-  rows = ("reading", "realm", "random_span", "random_token", "stale", "finetune")
-  choices = {"stage": STAGES, "variant": ("paper", "improved"), "row": rows}
+  rows = ("reading", "realm", "random_span", "random_token", "stale", "frozen", "finetune")
+  choices = {
+    "stage": STAGES, "variant": ("paper", "improved"), "row": rows, "name": ("before", "reader", "finetune")
+  }  # fmt: skip
   (names,) = [choices[parameter] for parameter in inspect.signature(module.get_config).parameters] or [()]
   return [module.get_config(name) for name in names] or [module.get_config()]
 
