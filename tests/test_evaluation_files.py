@@ -42,7 +42,9 @@ def test_dpr_json(tmp_path):
   }
   assert [[c["id"] for c in entry["ctxs"]] for entry in json.loads(text)] == [["b\tc d", "a#0"], ["a#0", "é"]]
   (tmp_path / "x.json").write_text(text, encoding="utf-8")
-  assert [(r.question, r.answers, r.fault) for r in read_records(tmp_path / "x.json")] == [(q.question, q.answers, "") for q in QUESTIONS]
+  assert [(r.question, r.answers, r.fault) for r in read_records(tmp_path / "x.json")] == [
+    (q.question, q.answers, "") for q in QUESTIONS
+  ]
 
 
 def test_trec():
