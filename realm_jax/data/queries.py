@@ -20,7 +20,9 @@ from realm_jax.data.vocabulary import Vocabulary
 class QuerySource(Protocol):
   """Endless examples by number: the same number gives the same query, whatever was drawn before."""
 
-  def draw(self, number_B: np.ndarray) -> QueryBatch: ...
+  def draw(self, number_B: np.ndarray) -> QueryBatch:
+    """Examples number_B, int [B] -> their queries."""
+    ...
 
 
 class SentenceSource:

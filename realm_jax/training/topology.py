@@ -93,16 +93,21 @@ class Topology(NamedTuple):
 
   @property
   def num_chips(self) -> int:
+    """Of the whole slice."""
     return math.prod(int(size) for size in self.grid.split("x"))
 
   @property
   def num_devices(self) -> int:
+    """As JAX counts them: a v7x chip is two."""
     return self.num_chips * self.chip.devices_per_chip
 
 
 def parse_topology(name: str) -> Topology:
   """A slice by its grid of chips, "v5e:8x8", or by Google's name for it, "v5e-64" or "v4-64" (32 chips: v4's and v5p's
   names count cores, of which a chip has two).
+
+  >>> parse_topology("v4-64").grid, parse_topology("v5e:8x8").num_chips
+  ('2x4x4', 64)
 
   Raises:
     ValueError: it is unknown; the known ones are listed.
