@@ -52,8 +52,7 @@ CHIPS = {
   "v7x": Chip(189.5 * 2**30, 2307e12, 7380e9, 600e9, _names("tpu7x", _3D), "tpu7x", devices_per_chip=2),
 }  # fmt: skip
 
-# JAX's names of devices (`jax.Device.device_kind`) -> generation, and of GPUs -> operations a second, dense, in
-# bfloat16, by NVIDIA's data sheets of November 2026.
+# JAX's names of devices (`jax.Device.device_kind`) -> generation.
 _TPU_KINDS = {
   "TPU v4": "v4",
   "TPU v5 lite": "v5e",
@@ -64,6 +63,9 @@ _TPU_KINDS = {
   "TPU v6e": "v6e",
   "TPU7x": "v7x",
 }
+# The same of GPUs -> operations a second, dense, in bfloat16, by nvidia.com/en-us/data-center/{a100,h100,h200,l4}. All but
+# the A100's page give what structured sparsity would do, which is twice this (H100 SXM and H200: 1,979 TFLOPS; H100 PCIe:
+# 1,513; L4: 242). V100 and T4 multiply no bfloat16, and have no such peak.
 _GPU_FLOPS = {
   "NVIDIA A100-SXM4-40GB": 312e12,
   "NVIDIA A100-SXM4-80GB": 312e12,
