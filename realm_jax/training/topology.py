@@ -63,9 +63,9 @@ _TPU_KINDS = {
   "TPU v6e": "v6e",
   "TPU7x": "v7x",
 }
-# The same of GPUs -> operations a second, dense, in bfloat16, by nvidia.com/en-us/data-center/{a100,h100,h200,l4}. All
-# but the A100's page give what structured sparsity would do, twice this (H100 SXM and H200: 1,979 TFLOPS; H100 PCIe:
-# 1,513; L4: 242). V100 and T4 multiply no bfloat16, and have no such peak.
+# The same of GPUs -> operations a second, dense, in bfloat16, as others quote nvidia.com/en-us/data-center/{a100,h100,
+# h200,l4}. But for the A100 NVIDIA gives what structured sparsity adds, twice this (H100 SXM and H200: 1,979 TFLOPS;
+# H100 PCIe: 1,513; L4: 242). V100 and T4 multiply no bfloat16, and have no such peak.
 _GPU_FLOPS = {
   "NVIDIA A100-SXM4-40GB": 312e12,
   "NVIDIA A100-SXM4-80GB": 312e12,
