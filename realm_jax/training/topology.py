@@ -64,7 +64,7 @@ _TPU_KINDS = {
   "TPU7x": "v7x",
 }
 # The same of GPUs -> operations a second, dense, in bfloat16, as others quote nvidia.com/en-us/data-center/{a100,h100,
-# h200,l4}. But for the A100 NVIDIA gives what structured sparsity adds, twice this (H100 SXM and H200: 1,979 TFLOPS;
+# h200,l4}. But for the A100 NVIDIA gives the rate with sparsity, twice this (H100 SXM and H200: 1,979 TFLOPS;
 # H100 PCIe: 1,513; L4: 242). V100 and T4 multiply no bfloat16, and have no such peak.
 _GPU_FLOPS = {
   "NVIDIA A100-SXM4-40GB": 312e12,
