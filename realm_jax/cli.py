@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib
 import os
+import select
+import signal
 import sys
 from collections.abc import Sequence
 from types import ModuleType
@@ -24,6 +26,8 @@ VERBS = {
   "convert": "weights of HF or TensorFlow -> a run, and runs -> HF's safetensors",
 }
 
+_UNREAD = 128 + signal.SIGPIPE  # as a shell says of other programs
+
 _MODULES = {"inspect": "inspect_run", "config": "show_config"}  # whose own names are taken
 
 
@@ -38,7 +42,23 @@ def main() -> None:
 
 
 def run(arguments: Sequence[str]) -> int:
-  """Runs a verb with its flags; returns the exit status: 0, 1 for an error, 2 for wrong usage, or the error's own."""
+  """Runs a verb with its flags; returns the exit status.
+
+  0; 1 for an error, or the error's own; 2 for wrong usage; 130 when Ctrl-C ended it; 141, without a word, when what
+  its output was piped into has ended, as `head` does.
+  """
+  try:
+    status = _run(arguments)
+    sys.stdout.flush()
+  except BrokenPipeError:
+    if not _output_is_unread():
+      raise
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python writes once more when it exits
+    return _UNREAD
+  return status
+
+
+def _run(arguments: Sequence[str]) -> int:
   if not arguments or arguments[0] not in VERBS:
     wanted = bool(arguments) and arguments[0] in ("help", "--help", "-h")
     print(_overview(None if wanted or not arguments else arguments[0]), file=sys.stdout if wanted else sys.stderr)
@@ -69,7 +89,7 @@ def run(arguments: Sequence[str]) -> int:
   try:
     verb.main(values, positional)
   except (ValueError, OSError, ImportError, TimeoutError, RuntimeError, FloatingPointError) as error:
-    if os.environ.get("REALM_DEBUG"):
+    if os.environ.get("REALM_DEBUG") or (isinstance(error, BrokenPipeError) and _output_is_unread()):
       raise
     print(f"realm {name}: {error}\n(REALM_DEBUG=1 shows where)", file=sys.stderr)
     return getattr(error, "exit_status", 1)
@@ -77,6 +97,13 @@ def run(arguments: Sequence[str]) -> int:
     print(f"\nrealm {name}: stopped", file=sys.stderr)
     return 130
   return 0
+
+
+def _output_is_unread() -> bool:
+  """Whether standard output is a pipe without a reader: of a pipe that breaks, one must know which it was."""
+  poll = select.poll()
+  poll.register(sys.stdout, 0)
+  return any(event & select.POLLERR for _, event in poll.poll(0))
 
 
 def _overview(unknown: str | None) -> str:

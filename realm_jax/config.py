@@ -25,6 +25,10 @@ def paper_config(stage: str) -> ConfigDict:
   """The settings of Guu et al. 2020 (section 4.3) and of Google's code where the paper is silent.
 
   Config files take this and set what differs; every field can be overridden by --config.a.b=value.
+
+  >>> config = paper_config("pretrain")
+  >>> config.num_steps, config.batch_size, config.model.num_layers
+  (200000, 512, 12)
   """
   config = ConfigDict()
   config.stage = stage  # ict, mlm, pretrain or finetune

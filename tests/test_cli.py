@@ -1,9 +1,12 @@
 """The command line: verbs, flags, help and errors."""
 
+import os
 import pathlib
 import re
 import shlex
+import subprocess
 import sys
+import types
 
 import pytest
 from absl import flags
@@ -87,6 +90,41 @@ def test_realm_debug_shows_where(monkeypatch):
   monkeypatch.setenv("REALM_DEBUG", "1")
   with pytest.raises(TimeoutError, match="config.json in /nonexistent"):
     cli.run(["ask", "--workdir=/nonexistent"])
+
+
+@pytest.fixture
+def unread():
+  """A pipe that nothing reads any more, as that of `realm ask ... | head` when head has ended."""
+  reading, writing = os.pipe()
+  os.close(reading)
+  return os.fdopen(writing, "w")
+
+
+def test_a_program_whose_output_is_not_read_ends_without_a_word(unread):
+  with unread:
+    command = [sys.executable, "-m", "realm_jax.cli", "--help"]
+    result = subprocess.run(command, stdout=unread, stderr=subprocess.PIPE, cwd=CONFIGS.parent, check=False)
+  assert (result.returncode, result.stderr) == (141, b"")
+
+
+@pytest.mark.parametrize("length", [1, 10**6])  # less than Python holds back, and more
+def test_a_verb_whose_output_is_not_read_ends_without_a_word(monkeypatch, capsys, unread, length):
+  verb = types.SimpleNamespace(define_flags=lambda values: None, main=lambda values, positional: print("x" * length))
+  monkeypatch.setattr(cli, "load_verb", lambda name: verb)
+  with unread, monkeypatch.context() as patch:
+    patch.setattr(sys, "stdout", unread)
+    assert cli.run(["ask"]) == 141
+  assert capsys.readouterr().err == ""
+
+
+def test_any_other_pipe_that_breaks_is_told(monkeypatch, capfd):
+  def main(values, positional):
+    raise BrokenPipeError(32, "Broken pipe", "to the worker")
+
+  monkeypatch.setattr(cli, "load_verb", lambda name: types.SimpleNamespace(define_flags=lambda values: None, main=main))
+  monkeypatch.delenv("REALM_DEBUG", raising=False)
+  assert cli.run(["ask"]) == 1
+  assert capfd.readouterr().err.splitlines()[0] == "realm ask: [Errno 32] Broken pipe: 'to the worker'"
 
 
 def test_fields_of_the_config_are_set_by_flags(monkeypatch):

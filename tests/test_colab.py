@@ -76,6 +76,6 @@ def test_own_documents(run, tmp_path):
 
 @pytest.mark.slow
 def test_look_inside(run):
-  outputs = run("look_inside", NUM_PASSAGES=24, STEPS=4, EXPORT_EVERY=2)
+  outputs = run("look_inside", NUM_PASSAGES=24, STEPS=4, EXPORT_EVERY=2, BATCH_SIZE=2)
   distance = ast.literal_eval(outputs[-1])
   assert len(distance) == 3 and distance[0] > distance[1] > distance[2] == 0

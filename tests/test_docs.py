@@ -1,6 +1,8 @@
 """What the documents say of the code: links, commands and names that exist, and a docstring for all that is public."""
 
 import ast
+import doctest
+import importlib
 import itertools
 import pathlib
 import re
@@ -100,14 +102,36 @@ def test_contributing_names_what_the_files_hold():
           assert re.search(rf"^ *(def|class) {word}\b|^{word}\b", code, re.MULTILINE), f"{word} in {link}"
 
 
+MODULES = sorted((ROOT / "realm_jax").rglob("[!_]*.py"))
+# Methods that a class elsewhere explains: flax's, seqio's.
+OTHERS_METHODS = {"setup", "supports_arbitrary_sharding", "list_shards", "get_dataset"}
+
+
+def public(nodes, kinds):
+  return [node for node in nodes if isinstance(node, kinds) and not node.name.startswith("_")]
+
+
 def test_everything_public_has_a_docstring():
-  """All functions and classes of modules. A verb's two functions are explained in `cli.load_verb`."""
-  for path in sorted((ROOT / "realm_jax").rglob("[!_]*.py")):
-    tree = ast.parse(path.read_text(encoding="utf-8"))
-    for node in tree.body:
-      if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef) and not node.name.startswith("_"):
-        is_verbs = path.parent.name == "realm_jax" and node.name in ("define_flags", "main")
-        assert ast.get_docstring(node) or is_verbs, f"{name(path)}:{node.lineno}: {node.name}"
+  """All functions, classes and methods, but for those that a protocol explains; a verb's two, `cli.load_verb`."""
+  functions = (ast.FunctionDef, ast.AsyncFunctionDef)
+  trees = {path: ast.parse(path.read_text(encoding="utf-8")) for path in MODULES}
+  classes = {path: public(tree.body, ast.ClassDef) for path, tree in trees.items()}
+  protocols = [c for found in classes.values() for c in found if [ast.unparse(b) for b in c.bases] == ["Protocol"]]
+  explained = {m.name for c in protocols for m in public(c.body, functions) if ast.get_docstring(m)} | OTHERS_METHODS
+  assert "search" in explained
+  for path, tree in trees.items():
+    is_verb = path.parent.name == "realm_jax"
+    of_verbs = [node for node in public(tree.body, functions) if is_verb and node.name in ("define_flags", "main")]
+    methods = [m for c in classes[path] for m in public(c.body, functions) if c in protocols or m.name not in explained]
+    for node in [*public(tree.body, functions), *classes[path], *methods]:
+      assert ast.get_docstring(node) or node in of_verbs, f"{name(path)}:{node.lineno}: {node.name}"
+
+
+@pytest.mark.parametrize("path", [p for p in MODULES if ">>> " in p.read_text(encoding="utf-8")], ids=name)
+def test_the_examples_of_docstrings_are_true(path):
+  module = importlib.import_module(".".join(path.relative_to(ROOT).with_suffix("").parts))
+  failed, attempted = doctest.testmod(module)
+  assert attempted and not failed
 
 
 def test_the_citation_file_has_what_the_format_demands():

@@ -213,10 +213,9 @@ def shell(script, directory, timeout=900):
   """Runs a script with this Python's programs first; its output."""
   programs = directory / "programs"
   programs.mkdir(exist_ok=True)
-  (programs / "realm").write_text(f'#!/bin/sh\nexec {sys.executable} -m realm_jax.cli "$@"\n')
-  (programs / "realm").chmod(0o755)
-  (programs / "python").unlink(missing_ok=True)
-  (programs / "python").symlink_to(sys.executable)
+  for program, command in {"realm": f"{sys.executable} -m realm_jax.cli", "python": sys.executable}.items():
+    (programs / program).write_text(f'#!/bin/sh\nexec {command} "$@"\n')
+    (programs / program).chmod(0o755)
   paths = {"PATH": f"{programs}:{os.environ['PATH']}", "PYTHONPATH": str(ROOT)}
   result = subprocess.run(
     ["bash", "-euo", "pipefail", "-c", script], cwd=directory, env=os.environ | CACHE | paths, text=True,

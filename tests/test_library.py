@@ -57,6 +57,12 @@ def test_the_examples_run(runs, capsys):
   assert RunDir(runs / "taught").is_done()
 
 
+def test_the_example_of_a_run_runs(runs, capsys):
+  code = "\n".join(line[4:] for line in OpenQA.__doc__.splitlines() if line.startswith("    "))
+  exec(compile(code, "docstring", "exec"), {"OpenQA": OpenQA})  # noqa: S102
+  assert re.fullmatch(r"(.+) 0\.\d+ .*\[\[\1\]\].*\n", capsys.readouterr().out)
+
+
 def test_both_towers_are_trained_with_the_null_passage_and_a_refreshed_index(runs):
   """The passage tower changes, its snapshots are adopted, and answers come with the null passage's probability."""
   questions = [("Who found neon?", "Ramsay"), ("Who painted Guernica?", "Picasso")]

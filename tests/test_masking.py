@@ -85,7 +85,8 @@ def test_a_word_that_goes_on_behind_the_end_is_left_out():
 @pytest.mark.parametrize(("num_tokens", "count"), [(1, 1), (3, 1), (10, 2), (20, 3), (30, 4), (60, 9), (90, 10)])
 def test_random_tokens_are_15_percent(num_tokens, count):
   batch = packed(*[" ".join("abcdef"[i % 6] for i in range(num_tokens))] * 500, query_length=96, max_masks=10)
-  mask_BQ = random_token_mask(batch, seed=2, number_B=np.arange(500))
+  is_cut_B = np.zeros(500, bool)
+  mask_BQ = random_token_mask(batch, is_cut_B, VOCABULARY.is_continuation_V, seed=2, number_B=np.arange(500))
   np.testing.assert_array_equal(mask_BQ.sum(1), count)  # 1.5, 4.5: to the even neighbour, as Python rounds
   assert not mask_BQ[:, 0].any() and not mask_BQ[:, num_tokens + 1 :].any()
   share = mask_BQ[:, 1 : num_tokens + 1].mean(0)

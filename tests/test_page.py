@@ -93,9 +93,27 @@ def test_a_question_gets_its_answer(open_page):
   assert page.locator("meter").evaluate_all("all => all.map(m => m.value)") == [1, 1, 0.05, 0.05]
   assert page.locator("dd").all_inner_texts() == ["12.50", "3.25", "9.25", "-1.50"]
   assert "probability 0.75 · search" in page.locator("#latency").inner_text()
+  assert "no answer" not in page.locator("#latency").inner_text()  # this run doesn't read the null passage
   assert not console
   assert page.evaluate("[...document.querySelectorAll('input')].every(i => i.labels.length)")
   assert page.locator("#result").get_attribute("aria-live") == "polite"
+
+
+def test_how_probable_no_answer_is(open_page):
+  """Where the run has learnt it: beside the answer's own probability, in the region that is read aloud."""
+
+  class ReadsTheNullPassage(Encyclopedia):
+    def read(self, questions, score_BK, passage_id_BK):
+      found = super().read(questions, score_BK, passage_id_BK)
+      return [[answer._replace(null_probability=0.0625) for answer in answers] for answers in found]
+
+  page, _, _ = open_page(ReadsTheNullPassage())
+  ask(page, "Who found radium?")
+  playwright.expect(page.locator("#result")).to_contain_text("probability 0.75 · no answer 0.06 · search")
+  page.get_by_label("retrieval without reading").check()
+  ask(page, "Who found radium?")
+  playwright.expect(page.locator("#answer")).to_have_text("5 passages found")
+  assert "no answer" not in page.locator("#result").inner_text()
 
 
 def test_the_switches_choose_searcher_and_reading(open_page):

@@ -24,8 +24,9 @@ from realm_jax.index.snapshot import Snapshot
 from realm_jax.serve import listen
 from realm_jax.serving.batching import Batcher, Overloaded
 from realm_jax.serving.guard import HEADERS
+from realm_jax.serving.messages import MAX_QUESTION_LENGTH
 from realm_jax.serving.open_qa import OpenQA
-from realm_jax.serving.web import MAX_BODY, MAX_QUESTION_LENGTH, Limits, create_app
+from realm_jax.serving.web import MAX_BODY, Limits, create_app
 
 HOSTS = ("127.0.0.1",)
 

@@ -18,6 +18,9 @@ def normalize_answer(text: str) -> str:
   """NFD, lower case, without ASCII punctuation and articles, single spaces: the official open-QA rule.
 
   Accents are split off but kept, as in Google's `normalize_answer`.
+
+  >>> normalize_answer("The  Beatles' album")
+  'beatles album'
   """
   text = unicodedata.normalize("NFD", text).lower()
   text = "".join(c for c in text if c not in _PUNCTUATION)
@@ -35,7 +38,11 @@ def regex_match(prediction: str, patterns: Sequence[str]) -> bool:
 
 
 def f1_score(prediction: str, answers: Sequence[str]) -> float:
-  """Best harmonic mean of word precision and recall over the answers (SQuAD's F1)."""
+  """Best harmonic mean of word precision and recall over the answers (SQuAD's F1).
+
+  >>> round(f1_score("Marie Curie", ["Pierre", "Marie and Pierre Curie"]), 3)
+  0.667
+  """
   return max((_f1(normalize_answer(prediction).split(), normalize_answer(a).split()) for a in answers), default=0.0)
 
 

@@ -59,6 +59,7 @@ class Rejections:
     self._places[reason] += map(str, (place, *more_places)[: _PLACES_NAMED - len(self._places[reason])])
 
   def describe(self) -> str:
+    """ "3 with no text (lines 4, 7, 9)", and so on, the most frequent reason first; empty if nothing was rejected."""
     return "; ".join(
       f"{count} with {reason} ({self._noun}{'s' if count > 1 else ''} {', '.join(self._places[reason])}"
       f"{', ...' if count > len(self._places[reason]) else ''})"

@@ -29,9 +29,13 @@ _VOCABULARY_CHARACTERS = 500_000_000  # of the beginning: more would hardly chan
 class Bar(Protocol):
   """What is used of a tqdm bar."""
 
-  def update(self, n: int, /) -> Any: ...
+  def update(self, n: int, /) -> Any:
+    """n more are done."""
+    ...
 
-  def close(self) -> None: ...
+  def close(self) -> None:
+    """Nothing more will come."""
+    ...
 
 
 class NoBar:

@@ -7,7 +7,6 @@ import numpy as np
 from realm_jax.batch import QueryBatch
 from realm_jax.data.draws import uniform
 
-MASKINGS = ("salient_span", "random_span", "random_token")
 TOKEN_RATE = 0.15  # of a sentence's tokens: BERT's rate
 # SpanBERT (Joshi et al. 2020, 3.1) draws spans of 1 to 10 whole words with probability proportional to 0.2 * 0.8^(n-1).
 _MAX_WORDS = 10
@@ -67,12 +66,18 @@ def random_span_mask(
   return (word_BQ >= first_B[:, None]) & (word_BQ < (first_B + length_B)[:, None])
 
 
-def random_token_mask(batch: QueryBatch, *, seed: int, number_B: np.ndarray) -> np.ndarray:
+def random_token_mask(
+  batch: QueryBatch, is_cut_B: np.ndarray, is_continuation_V: np.ndarray, *, seed: int, number_B: np.ndarray
+) -> np.ndarray:
   """bool [B, Q]: BERT's number of tokens, 15 % but at least one and at most M, anywhere in the sentence.
 
   BERT leaves a tenth of them as they are and replaces a tenth by others, because its encoder must later read text
   without masks. REALM's reader is asked about masks alone, so all are [MASK], as in the other two.
+
+  Args:
+    batch, seed, number_B: as for `random_span_mask`; it asks not where words begin and end.
   """
+  del is_cut_B, is_continuation_V
   length = batch.token_id_BQ.shape[1]
   position_BQ = np.arange(length)[None, :]
   is_text_BQ = (position_BQ > 0) & (position_BQ < batch.num_tokens_B[:, None] - 1)
@@ -81,3 +86,8 @@ def random_token_mask(batch: QueryBatch, *, seed: int, number_B: np.ndarray) -> 
   key_BQ = np.where(is_text_BQ, uniform(seed, 5, number_B[:, None] * length + position_BQ), 2.0)
   largest_B1 = np.take_along_axis(np.sort(key_BQ, axis=1), count_B[:, None] - 1, 1)
   return is_text_BQ & (key_BQ <= largest_B1)
+
+
+# Of any sentence; the salient span, which not every sentence has, is drawn with the sentence.
+RANDOM_MASKS = {"random_span": random_span_mask, "random_token": random_token_mask}
+MASKINGS = ("salient_span", *RANDOM_MASKS)

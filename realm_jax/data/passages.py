@@ -198,12 +198,15 @@ class PassageStore:
     return int(self._offset["token"][-1])
 
   def id(self, i: int) -> str:
+    """The name of passage i, by which it is replaced or deleted."""
     return self._text("id", self._id, i)
 
   def title(self, i: int) -> str:
+    """The title of passage i; it may be empty."""
     return self._text("title", self._title, i)
 
   def body(self, i: int) -> str:
+    """The text of passage i, in whose characters answers are given."""
     return self._text("body", self._body, i)
 
   def rows_named(self, names: Iterable[str]) -> dict[str, list[int]]:
@@ -217,6 +220,7 @@ class PassageStore:
     return rows
 
   def vocabulary(self) -> Vocabulary:
+    """The one that the passages were cut with."""
     return Vocabulary.load(self.path / "vocab.txt", lowercase=self.description["lowercase"])
 
   def title_tokens(self, passage_id: np.ndarray) -> Tokens:

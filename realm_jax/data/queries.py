@@ -10,7 +10,7 @@ import numpy as np
 
 from realm_jax.batch import NO_PASSAGE, NULL_PASSAGE, QueryBatch
 from realm_jax.data.draws import shuffled, uniform
-from realm_jax.data.masking import mask_tokens, random_span_mask, random_token_mask, span_mask
+from realm_jax.data.masking import RANDOM_MASKS, mask_tokens, span_mask
 from realm_jax.data.packing import Tokens, pack
 from realm_jax.data.passages import PassageStore
 from realm_jax.data.questions import Question
@@ -20,7 +20,9 @@ from realm_jax.data.vocabulary import Vocabulary
 class QuerySource(Protocol):
   """Endless examples by number: the same number gives the same query, whatever was drawn before."""
 
-  def draw(self, number_B: np.ndarray) -> QueryBatch: ...
+  def draw(self, number_B: np.ndarray) -> QueryBatch:
+    """Examples number_B, int [B] -> their queries."""
+    ...
 
 
 class SentenceSource:
@@ -98,8 +100,8 @@ class RandomMaskSource:
   """Any sentence, with a random span or random tokens masked: what the paper's ablation (its Table 2) compares with."""
 
   def __init__(self, store: PassageStore, masking: str, *, seed: int, query_length: int, max_masks: int):
-    """masking is "random_span" or "random_token"."""
-    self._store, self._vocabulary, self._masking = store, store.vocabulary(), masking
+    """masking: one of RANDOM_MASKS."""
+    self._store, self._vocabulary, self._mask = store, store.vocabulary(), RANDOM_MASKS[masking]
     self._seed, self._query_length, self._max_masks = seed, query_length, max_masks
 
   def draw(self, number_B: np.ndarray) -> QueryBatch:
@@ -107,12 +109,9 @@ class RandomMaskSource:
     batch, sentence = draw_sentences(
       self._store, passage_id_B, self._seed, number_B, self._query_length, self._max_masks, self._vocabulary
     )
-    if self._masking == "random_token":
-      is_masked_BQ = random_token_mask(batch, seed=self._seed, number_B=number_B)
-    else:
-      is_continuation_V = self._vocabulary.is_continuation_V
-      is_cut_B = _is_cut_in_a_word(sentence, self._query_length - 2, is_continuation_V)
-      is_masked_BQ = random_span_mask(batch, is_cut_B, is_continuation_V, seed=self._seed, number_B=number_B)
+    is_continuation_V = self._vocabulary.is_continuation_V
+    is_cut_B = _is_cut_in_a_word(sentence, self._query_length - 2, is_continuation_V)
+    is_masked_BQ = self._mask(batch, is_cut_B, is_continuation_V, seed=self._seed, number_B=number_B)
     return mask_tokens(batch, is_masked_BQ, self._vocabulary.mask_id)
 
 

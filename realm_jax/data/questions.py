@@ -64,7 +64,11 @@ def read_questions(name: str, *, regex: bool = False, strict: bool = False) -> Q
 
 
 def split_name(name: str) -> tuple[str, str]:
-  """ "x.jsonl:dev" -> "x.jsonl", "dev"; without a split it is "all"."""
+  """A set and its part; without one it is "all".
+
+  >>> split_name("mine.jsonl:dev"), split_name("mine.jsonl")
+  (('mine.jsonl', 'dev'), ('mine.jsonl', 'all'))
+  """
   base, colon, split = str(name).rpartition(":")
   if colon and split in SPLITS:
     return base, split

@@ -43,6 +43,7 @@ class Settings(NamedTuple):
 
   @property
   def digest(self) -> str:
+    """Names the settings: other ones make other shards."""
     parts = [_CODE_VERSION, self.vocabulary.digest, self.tagger.name, *self[1:2], *self[3:]]
     return xxhash.xxh3_64_hexdigest(json.dumps(parts).encode())
 

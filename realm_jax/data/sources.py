@@ -46,9 +46,11 @@ class Source(NamedTuple):
 
   @property
   def format(self) -> Format:
+    """How it is read."""
     return FORMATS[self.format_name]
 
   def records(self) -> Iterator[Record]:
+    """Its articles as they stand there, and its faults, in order."""
     return self.format.read(self.path)
 
 

@@ -55,6 +55,10 @@ def salient_spans(texts: Sequence[str], tagger: Tagger) -> list[list[Span]]:
   """Returns the dates and the tagger's entities of each text, sorted, without overlaps.
 
   Of two that overlap a date wins, then the longer, then the earlier.
+
+  >>> text = "In Paris, Marie Curie found radium in December 1898."
+  >>> [(span.kind, text[span.start : span.end]) for span in salient_spans([text], make_tagger("rules"))[0]]
+  [('entity', 'Paris'), ('entity', 'Marie Curie'), ('date', 'December 1898')]
   """
   entities = tagger.tag(texts)
   return [_without_overlaps(find_dates(text) + found) for text, found in zip(texts, entities, strict=True)]

@@ -67,6 +67,13 @@ class Vocabulary:
     return xxhash.xxh3_128_hexdigest("\n".join((str(self.lowercase),) + self.tokens).encode())
 
   def encode(self, texts: Sequence[str]) -> list[Encoding]:
+    """Texts -> token ids, without [CLS] and [SEP], and the characters that each covers.
+
+    >>> vocabulary = Vocabulary([*SPECIAL_TOKENS, "rad", "##ium"], lowercase=True)
+    >>> encoding = vocabulary.encode(["Radium!"])[0]
+    >>> [vocabulary.tokens[i] for i in encoding.token_id], encoding.char_range.tolist()
+    (['rad', '##ium', '[UNK]'], [[0, 3], [3, 6], [6, 7]])
+    """
     short = iter(self._encode([text for text in texts if len(text) <= _PIECE]))
     return [next(short) if len(text) <= _PIECE else self._encode_long(text) for text in texts]
 
@@ -98,6 +105,7 @@ class Vocabulary:
     return "".join(t + "\n" for t in self.tokens).encode()
 
   def save(self, path) -> None:
+    """Writes a vocab.txt, one wordpiece a line."""
     pathlib.Path(path).write_bytes(self.to_bytes())
 
   def __reduce__(self):  # the tokenizer doesn't travel between processes
@@ -105,6 +113,7 @@ class Vocabulary:
 
   @classmethod
   def load(cls, path, *, lowercase: bool) -> Vocabulary:
+    """Reads a vocab.txt; raises FileNotFoundError, or ValueError where it is none."""
     path = pathlib.Path(path)
     if not path.is_file():
       raise FileNotFoundError(f"no vocabulary at {path}; give a vocab.txt with one wordpiece a line")

@@ -36,6 +36,7 @@ class Files:
     return False
 
   def replace(self, path: epath.Path, content: str) -> None:
+    """Writes a file whole or not at all, over one that is there."""
     _store(path.parent).write(path.name, content.encode()).result()
 
   def remove(self, path: epath.Path) -> None:

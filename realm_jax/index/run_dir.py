@@ -43,9 +43,11 @@ class RunDir:
     self.done = self.path / "DONE"
 
   def snapshot(self, version: int) -> epath.Path:
+    """The directory of a version."""
     return self.index / f"{version:08d}"
 
   def snapshot_commit(self, version: int) -> epath.Path:
+    """Written last: a version without it is not there."""
     return self.snapshot(version) / "COMMIT"
 
   def snapshot_deleting(self, version: int) -> epath.Path:
@@ -61,9 +63,11 @@ class RunDir:
     return [v for v in self.snapshot_numbers() if self.files.read(self.snapshot_commit(v)) is not None]
 
   def adoption(self, step: int) -> epath.Path:
+    """The journal's entry: from this step on, which version was searched."""
     return self.adoptions / f"{step:08d}"
 
   def adoption_steps(self) -> list[int]:
+    """Steps with an entry in the journal, ascending."""
     return self._numbers(self.adoptions)
 
   def checkpoint_steps(self) -> list[int]:

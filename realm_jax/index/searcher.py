@@ -25,9 +25,16 @@ class Searcher(Protocol):
 
 
 class ExactSearcher:
-  """Blocked brute force by group maxima: the k groups with the largest maxima contain the k best rows."""
+  """Blocked brute force by group maxima: the k groups with the largest maxima contain the k best rows.
+
+  >>> searcher = ExactSearcher(np.array([[1.0, 0.0], [0.0, 2.0], [3.0, 1.0]], np.float32))
+  >>> score_BK, passage_id_BK = searcher.search(np.array([[1.0, 0.0]], np.float32), k=2)
+  >>> score_BK.tolist(), passage_id_BK.tolist()
+  ([[3.0, 1.0]], [[2, 0]])
+  """
 
   def __init__(self, passage_emb_ND: np.ndarray):
+    """passage_emb_ND: copied to the device."""
     self.num_passages, size = passage_emb_ND.shape
     group = min(_GROUP, self.num_passages)
     block = min(_BLOCK, -(-self.num_passages // group) * group)
@@ -96,6 +103,7 @@ class ScannSearcher:
     return cls(_import_scann().scann_ops_pybind.load_searcher(directory), num_passages, settings)
 
   def save(self, directory: str) -> None:
+    """Writes the assets into a local directory, which may be moved then."""
     # Absolute paths in the assets would tie them to this directory.
     self._index.serialize(directory, relative_path=True)
 

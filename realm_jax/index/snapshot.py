@@ -44,6 +44,7 @@ class Snapshot(NamedTuple):
 
   @property
   def slices(self) -> list[Slice]:
+    """Which passages were embedded by the parameters of which step."""
     return [Slice(*part) for part in self.manifest["slices"]]
 
   def age(self, step: int) -> float:

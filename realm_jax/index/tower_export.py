@@ -45,6 +45,7 @@ class TowerWriter:
     self._set_damaged_aside(run_dir)
 
   def newest_step(self) -> int | None:
+    """Of the exports; None: there is none."""
     return self._manager.latest_step()
 
   def digest(self, step: int) -> str | None:
@@ -95,6 +96,7 @@ class TowerWriter:
     self._manager.wait_until_finished()
 
   def close(self) -> None:
+    """Waits for the last export, and raises what went wrong with it."""
     self._manager.close()  # waits for the last save, and raises what went wrong in it
 
   def _set_damaged_aside(self, run_dir: RunDir) -> None:

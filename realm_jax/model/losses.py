@@ -37,7 +37,15 @@ def masked_word_loss(
 
 
 def retrieval_utility(score_BK: jax.Array, gold_log_prob_BKM: jax.Array, weight_BM: jax.Array) -> jax.Array:
-  """Mean over masked tokens of log p(y|x) - log p(y|null, x), in nats; slot 0 is the null passage."""
+  """Mean over masked tokens of log p(y|x) - log p(y|null, x), in nats; slot 0 is the null passage.
+
+  One query, the null passage and another with p = 1/2 each, one masked word: 0.1 likely without, 0.7 with the passage.
+  Then p(y|x) is 0.4, and log(0.4 / 0.1) is
+
+  >>> p = jnp.array([[[0.1], [0.7]]])
+  >>> print(f"{retrieval_utility(jnp.zeros((1, 2)), jnp.log(p), jnp.ones((1, 1))):.3f}")
+  1.386
+  """
   log_marginal_BM = per_token_marginal_log_likelihood(score_BK, gold_log_prob_BKM)
   return weighted_mean(log_marginal_BM - gold_log_prob_BKM[:, 0], weight_BM)
 
@@ -46,6 +54,9 @@ def score_gradient(score_BK: jax.Array, log_likelihood_BK: jax.Array) -> jax.Arr
   """r(z) = [p(y|z,x) / p(y|x) - 1] p(z|x), [B, K]: d log p(y|x) / d score (appendix A of Guu et al. 2020).
 
   Written as the passage's posterior less its prior. Above 0 a step of training raises the score; the sum over K is 0.
+
+  >>> [f"{r:.3f}" for r in score_gradient(jnp.zeros((1, 2)), jnp.log(jnp.array([[0.1, 0.7]])))[0]]
+  ['-0.375', '0.375']
   """
   return jax.nn.softmax(score_BK + log_likelihood_BK) - jax.nn.softmax(score_BK)
 

@@ -78,9 +78,11 @@ class Retriever(nn.Module):
     return self.embed_queries(query), self.embed_passages(passage)
 
   def embed_queries(self, query: Packed, *, deterministic: bool = True) -> jax.Array:
+    """Packed [..., Q] -> embeddings float32 [..., D]; deterministic: without dropout."""
     return self.query_tower(query, deterministic=deterministic)
 
   def embed_passages(self, passage: Packed, *, deterministic: bool = True) -> jax.Array:
+    """The same for passages, Packed [..., P]; a score is the inner product of the two."""
     return self.passage_tower(passage, deterministic=deterministic)
 
   def make_tower(self) -> Tower:

@@ -31,7 +31,9 @@ KINDS = ("right", "alias", "not read", "not retrieved", "not in the corpus")
 class Retrieves(Protocol):
   """A dense retriever or BM25."""
 
-  def retrieve(self, questions: Sequence[str], k: int) -> tuple[np.ndarray, np.ndarray]: ...
+  def retrieve(self, questions: Sequence[str], k: int) -> tuple[np.ndarray, np.ndarray]:
+    """The k best passages of each question: scores and passage rows, [B, k], best first."""
+    ...
 
 
 def find_answers_in_passages(

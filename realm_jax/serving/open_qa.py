@@ -57,7 +57,14 @@ class Answer(NamedTuple):
 
 
 class OpenQA:
-  """A retriever, its index and a reader, loaded from one run."""
+  """A retriever, its index and a reader, loaded from one run.
+
+  To ask it:
+
+    reader = OpenQA.load("runs/finetune")
+    answer = reader.answer(["Who discovered radium?"])[0]
+    print(answer.text, answer.probability, answer.marked())
+  """
 
   def __init__(
     self,

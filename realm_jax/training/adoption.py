@@ -114,6 +114,7 @@ class SnapshotFollower:
 
   @property
   def version(self) -> int:
+    """The version that is searched now."""
     return self.snapshot.version
 
   @property
@@ -151,6 +152,7 @@ class SnapshotFollower:
     return self.snapshot
 
   def close(self) -> None:
+    """Ends the thread that looks."""
     self._stopped.set()
     if self._thread is not None:
       self._thread.join()

@@ -45,6 +45,7 @@ class Checkpoints:
     self._first_due = time.monotonic() + seconds
 
   def is_due(self, step: int) -> bool:
+    """Whether the state after `step` updates is to be saved; the same on all hosts."""
     # Hosts' clocks differ, and all must save at the same step.
     is_late = self._first_due is not None and any(gather(time.monotonic() >= self._first_due))
     return is_late or step % self._every == 0
@@ -80,6 +81,7 @@ class Checkpoints:
     self._save(step, {"params": params}, {"digest": None, "params_digest": tree_digest(params), "adoption": None})
 
   def newest_step(self) -> int | None:
+    """Of the checkpoints; None: there is none."""
     return self._manager.latest_step()
 
   def restore(self, abstract_state: TrainState) -> Restored:
@@ -152,6 +154,7 @@ class Checkpoints:
     self._manager.wait_until_finished()
 
   def close(self) -> None:
+    """Waits for the last save, and raises what went wrong with it."""
     self._manager.close()
 
 

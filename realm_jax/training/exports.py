@@ -44,9 +44,11 @@ class Exports:
         self._refresher = Refresher(run_dir, store, settings, self._embed, log=log)
 
   def newest_step(self) -> int | None:
+    """As `TowerWriter.newest_step`; None on a host that writes none."""
     return self._writer.newest_step() if self._writer else None
 
   def digest(self, step: int) -> str | None:
+    """As `TowerWriter.digest`; None on a host that writes none."""
     return self._writer.digest(step) if self._writer else None
 
   def write_if_due(self, step: int, params: Any) -> None:

@@ -57,6 +57,7 @@ class MetricsLog:
       self._unwritten = ""
 
   def close(self) -> None:
+    """Writes what is left, and ends bar and writers."""
     self.flush()
     self._bar.close()
     for writer in self._writers:

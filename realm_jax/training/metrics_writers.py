@@ -12,9 +12,13 @@ from realm_jax.index.run_dir import RunDir
 class MetricsWriter(Protocol):
   """Takes the lines of metrics.jsonl as they are written."""
 
-  def write(self, step: int, line: Mapping[str, float]) -> None: ...
+  def write(self, step: int, line: Mapping[str, float]) -> None:
+    """One line, of this step."""
+    ...
 
-  def close(self) -> None: ...
+  def close(self) -> None:
+    """Nothing more will come."""
+    ...
 
 
 class TensorBoard:

@@ -37,6 +37,7 @@ class Memory:
 
   @property
   def total(self) -> float:
+    """Bytes in all."""
     return sum(dataclasses.astuple(self))
 
 

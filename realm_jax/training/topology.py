@@ -52,8 +52,7 @@ CHIPS = {
   "v7x": Chip(189.5 * 2**30, 2307e12, 7380e9, 600e9, _names("tpu7x", _3D), "tpu7x", devices_per_chip=2),
 }  # fmt: skip
 
-# JAX's names of devices (`jax.Device.device_kind`) -> generation, and of GPUs -> operations a second, dense, in
-# bfloat16, by NVIDIA's data sheets of November 2026.
+# JAX's names of devices (`jax.Device.device_kind`) -> generation.
 _TPU_KINDS = {
   "TPU v4": "v4",
   "TPU v5 lite": "v5e",
@@ -64,6 +63,9 @@ _TPU_KINDS = {
   "TPU v6e": "v6e",
   "TPU7x": "v7x",
 }
+# The same of GPUs -> operations a second, dense, in bfloat16, as others quote nvidia.com/en-us/data-center/{a100,h100,
+# h200,l4}. But for the A100 NVIDIA gives the rate with sparsity, twice this (H100 SXM and H200: 1,979 TFLOPS;
+# H100 PCIe: 1,513; L4: 242). V100 and T4 multiply no bfloat16, and have no such peak.
 _GPU_FLOPS = {
   "NVIDIA A100-SXM4-40GB": 312e12,
   "NVIDIA A100-SXM4-80GB": 312e12,
@@ -93,16 +95,21 @@ class Topology(NamedTuple):
 
   @property
   def num_chips(self) -> int:
+    """Of the whole slice."""
     return math.prod(int(size) for size in self.grid.split("x"))
 
   @property
   def num_devices(self) -> int:
+    """As JAX counts them: a v7x chip is two."""
     return self.num_chips * self.chip.devices_per_chip
 
 
 def parse_topology(name: str) -> Topology:
   """A slice by its grid of chips, "v5e:8x8", or by Google's name for it, "v5e-64" or "v4-64" (32 chips: v4's and v5p's
   names count cores, of which a chip has two).
+
+  >>> parse_topology("v4-64").grid, parse_topology("v5e:8x8").num_chips
+  ('2x4x4', 64)
 
   Raises:
     ValueError: it is unknown; the known ones are listed.

@@ -48,10 +48,12 @@ function passage(found, all) {
 function show(result) {
   const passages = result.evidence ?? result.passages;
   const { search_ms, reading_ms } = result.latency;
+  const withoutAnswer = result.null_probability ?? null; // only some runs have learnt it
   $("message").textContent = "";
   $("answer").textContent = result.answer ?? `${passages.length} passages found`;
   $("latency").textContent =
     (result.probability === undefined ? "" : `probability ${number(result.probability, 2)} · `) +
+    (withoutAnswer === null ? "" : `no answer ${number(withoutAnswer, 2)} · `) +
     `search ${number(search_ms, 1)} ms` + (result.evidence ? ` · reading ${number(reading_ms, 1)} ms` : "");
   $("passages-title").hidden = false;
   $("passages").replaceChildren(...passages.map((p) => passage(p, passages)));
