@@ -180,7 +180,7 @@ def test_out_of_memory_is_read_from_the_compilers_words():
     def __init__(self, message):
       self.message = message
 
-    def compile(self):
+    def compile(self, compiler_options=None):
       raise jax.errors.JaxRuntimeError(self.message)
 
   def compile_with(message):
@@ -199,6 +199,21 @@ def test_out_of_memory_is_read_from_the_compilers_words():
     assert error.value.num_bytes == num_bytes and "\n" not in str(error.value)
   with pytest.raises(jax.errors.JaxRuntimeError, match="INTERNAL"):
     compile_with("INTERNAL: a bug")
+
+
+def test_a_step_is_compiled_as_a_job_does_or_at_a_level():
+  """The levels are known to the compiler by the numbers that JAX's own setting gives it."""
+
+  class Lowered:
+    def compile(self, compiler_options=None):
+      return compiler_options
+
+  step = abstract_step.AbstractStep(None, None, None, Lowered())
+  assert compile_step(step) is None
+  assert compile_step(step, "O1") == {"optimization_level": 19}
+  # The compiler itself takes them: a wrong name or type of an option is an error.
+  lowered = jax.jit(lambda x: x + 1).lower(1.0)
+  assert compile_step(step._replace(lowered=lowered), "O0")(1.0) == 2
 
 
 def test_where_the_index_is():
