@@ -31,8 +31,8 @@ def define_flags(values: flags.FlagValues) -> None:
     "optimization_level",
     None,
     ["O0", "O1", "O2", "O3"],
-    "How much the compiler does for a fast program. A job compiles with O2, the default; O0 is planned in a third of "
-    "the time or less, and tells of more memory and traffic than a job's.",
+    "How much the compiler does for a fast program. A job compiles with O2, the default; O0 is planned in a "
+    "quarter of the time, with the same arithmetic, about the same memory, and more memory traffic.",
     flag_values=values,
   )
   flags.DEFINE_integer(

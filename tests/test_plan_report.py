@@ -76,7 +76,7 @@ def test_a_report():
   assert describe(plan) == REPORT
   assert describe(plan._replace(largest=None)) == REPORT.rpartition("\n\nlargest")[0]
   *head, memory = describe(plan._replace(optimization_level="O0")).partition("\n\nmemory")
-  assert head[0].endswith("sheet.\nCompiled at O0: a job compiles at O2, and may take other memory and traffic.")
+  assert head[0].endswith("sheet.\nCompiled at O0: a job compiles at O2, whose memory traffic can be a quarter less.")
   assert REPORT.endswith(memory)
 
 
