@@ -27,6 +27,7 @@ ROWS = {
   "random_token": ("random token masks", "random_token"),
   "random_span": ("random span masks", "random_span"),
   "stale": ("index 30 times staler", "stale"),
+  "frozen": ("REALM with its retriever frozen (not in the paper)", "frozen"),
 }
 MASKINGS = {"realm": "salient span", "random_span": "random span", "random_token": "random token"}
 

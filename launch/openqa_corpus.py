@@ -1,9 +1,13 @@
 """Chooses passages and training questions for launch/openqa_results.sh: python launch/openqa_corpus.py --help
 
-The rule for passages: they come in a random order. One is kept if it holds an answer to a development question of which
-fewer than 5 were kept before; then the first of the others, until there are enough. So a question with rare answers has
-all of the passages that hold them, and what is chosen depends on no retriever. Regular expressions, which take long,
-are looked for in the first 40,000 passages of that order.
+The rule for the passages that are searched: they come in a random order. One is kept if it holds an answer to a
+development question of which fewer than 5 were kept before; then the first of the others, until there are enough. So a
+question with rare answers has all of the passages that hold them, and what is chosen depends on no retriever. Regular
+expressions, which take long, are looked for in the first 40,000 passages of that order.
+
+Training has passages of its own. A question is taken if one of BM25's best 20 among all passages holds an answer; the
+best such one is its annotated passage, and the best one without an answer comes along (as in DPR, Karpukhin et al.
+2020, for sets without annotation).
 """
 
 import argparse
@@ -17,9 +21,12 @@ import numpy as np
 from realm_jax.data.answers import has_answer, matchable
 from realm_jax.data.passages import PassageStore
 from realm_jax.data.questions import Question, read_questions
+from realm_jax.index.bm25 import Bm25
 
 _NUM_WANTED = 5  # passages with an answer
 _NUM_FOR_REGEX = 40_000
+_NUM_FOUND = 20  # of BM25's passages, for training
+_NUM_AT_ONCE = 256  # questions
 
 
 def choose_passages(store: PassageStore, dev: Sequence[str], num_passages: int) -> list[int]:
@@ -84,27 +91,53 @@ def write_passages(store: PassageStore, rows: Iterable[int], path: pathlib.Path)
       file.write(json.dumps(passage, ensure_ascii=False) + "\n")
 
 
-def write_questions(names: Iterable[str], path: pathlib.Path) -> None:
-  """Several sets as one."""
-  questions = [q for name in names for q in read_questions(name).questions]
-  path.write_text(
-    "".join(json.dumps({"question": q.question, "answer": q.answers}, ensure_ascii=False) + "\n" for q in questions),
-    encoding="utf-8",
-  )
+def annotate(
+  store: PassageStore, questions: Sequence[Question], num_questions: int
+) -> tuple[list[Question], list[int]]:
+  """The first questions of a random order to which BM25 finds a passage, that passage being annotated; and the rows."""
+  bm25 = Bm25(store)
+  order = np.random.default_rng(0).permutation(len(questions)).tolist()
+  annotated: list[Question] = []
+  rows: set[int] = set()
+  for start in range(0, len(order), _NUM_AT_ONCE):
+    some = [questions[b] for b in order[start : start + _NUM_AT_ONCE]]
+    _, found_BK = bm25.retrieve([q.question for q in some], min(_NUM_FOUND, len(store)))
+    for question, found in zip(some, found_BK.tolist()):
+      holds = [has_answer(store.body(i), question.answers) for i in found]
+      if any(holds) and len(annotated) < num_questions:
+        right = found[holds.index(True)]
+        rows.add(right)
+        rows.update([i for i, has in zip(found, holds) if not has][:1])
+        annotated.append(question._replace(annotated=(store.id(right),)))
+  print(f"{len(annotated)} of {len(questions)} training questions taken, with {len(rows)} passages")
+  return annotated, sorted(rows)
+
+
+def write_questions(questions: Iterable[Question], path: pathlib.Path) -> None:
+  with open(path, "w", encoding="utf-8") as file:
+    for q in questions:
+      record = {"question": q.question, "answer": q.answers, "annotated": q.annotated}
+      file.write(json.dumps(record, ensure_ascii=False) + "\n")
 
 
 def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__)
   parser.add_argument("output", type=pathlib.Path, help="directory to write to")
-  parser.add_argument("--corpus", required=True, help="the whole corpus, from which passages.jsonl is chosen")
+  parser.add_argument("--corpus", required=True, help="the whole corpus, from which passages are chosen")
   parser.add_argument("--dev", nargs="*", default=[], help="development questions")
-  parser.add_argument("--train", nargs="*", default=[], help="training questions, for train.jsonl")
-  parser.add_argument("--num_passages", type=int, default=10_000)
+  parser.add_argument("--train", nargs="*", default=[], help="training questions")
+  parser.add_argument("--num_passages", type=int, default=10_000, help="that are searched")
+  parser.add_argument("--num_train", type=int, default=4_000, help="training questions to take, at most")
   flags = parser.parse_args()
   flags.output.mkdir(parents=True, exist_ok=True)
   store = PassageStore(flags.corpus)
-  write_passages(store, choose_passages(store, flags.dev, flags.num_passages), flags.output / "passages.jsonl")
-  write_questions(flags.train, flags.output / "train.jsonl")
+  if flags.dev:
+    write_passages(store, choose_passages(store, flags.dev, flags.num_passages), flags.output / "passages.jsonl")
+  if flags.train:
+    questions = [q for name in flags.train for q in read_questions(name).questions]
+    questions, rows = annotate(store, questions, flags.num_train)
+    write_passages(store, rows, flags.output / "train_passages.jsonl")
+    write_questions(questions, flags.output / "train.jsonl")
 
 
 if __name__ == "__main__":

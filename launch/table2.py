@@ -23,6 +23,7 @@ ROWS = {
   "random_token": ("random_token", "random_token"),
   "random_span": ("random_span", "random_span"),
   "stale": ("stale", "stale"),
+  "frozen": ("frozen", "frozen"),  # not the paper's: what the reader's part of pre-training brings
 }
 
 

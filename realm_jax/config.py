@@ -84,6 +84,9 @@ def paper_config(stage: str) -> ConfigDict:
   config.num_passages = 8  # read for each query; in pre-training one of them is the null passage
   config.reads_null_passage = False  # finetune: read the null passage besides, whose one span says "no answer": it is
   # the right one where no passage that is read has a gold span. False, as in the paper: such questions teach nothing
+  config.reads_annotated_passages = False  # finetune: questions may name articles or passages ("annotated": [id, ...]);
+  # where these hold an answer, one is read, and they alone are right for the retriever. False, as in the paper: the
+  # names are ignored, and every passage with an answer is right
   config.num_inference_passages = 0  # finetune: read for each question when it is answered; 0: num_passages
   config.beam_size = 5000  # finetune: passages in the early retriever loss
 

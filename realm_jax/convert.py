@@ -39,6 +39,8 @@ from realm_jax.weights.source import merge, read_weights
 from realm_jax.weights.tensors import WeightsError
 
 _STAGES = ("ict", "pretrain", "finetune")  # each holds what the one before it does
+# Fields of the config on how passages are read.
+_READING = ("joint_length", "num_passages", "num_inference_passages", "reads_null_passage")
 _ROWS = 1 << 16  # passages' embeddings read at once
 
 
@@ -63,11 +65,12 @@ def main(values: flags.FlagValues, positional: list[str]) -> None:
   output = pathlib.Path(values.output).expanduser().resolve()
   if output.exists():
     raise FileExistsError(f"{output} exists; choose another --output or remove it")
-  weights = merge([_read(name) for name in values.input])
+  store = PassageStore(values.corpus) if values.to == "realm" else None
+  weights = merge([_read(name, store) for name in values.input])
   scratch = output.with_name(f".{output.name}.writing-{uuid.uuid4().hex[:8]}")
   scratch.mkdir(parents=True)
   try:
-    if values.to != "realm":
+    if store is None:
       weights = with_shared_towers(weights)._replace(block_emb=None) if values.to == "compact" else weights
       classes = write_hf(scratch, weights)
       if values.to == "compact":
@@ -75,7 +78,6 @@ def main(values: flags.FlagValues, positional: list[str]) -> None:
           compact(scratch / below)
       written = [f"{pathlib.Path(values.output, below)}: {name}" for below, name in classes.items()]
     else:
-      store = PassageStore(values.corpus)
       weights = _without_foreign_index(weights, store)
       written = [f"{values.output}: {_write_run(RunDir(scratch), weights, store)}"]
     scratch.rename(output)
@@ -84,15 +86,16 @@ def main(values: flags.FlagValues, positional: list[str]) -> None:
   print("\n".join([*_describe(weights), *written]))
 
 
-def _read(name: str) -> Weights:
+def _read(name: str, target: PassageStore | None) -> Weights:
   run_dir = RunDir(name)
   if run_dir.checkpoints.exists():
-    return _read_run(name, run_dir)
+    return _read_run(name, run_dir, target)
   return read_weights(name)
 
 
-def _read_run(name: str, run_dir: RunDir) -> Weights:
-  """A run's newest checkpoint, with its index if that was made by the same parameters."""
+def _read_run(name: str, run_dir: RunDir, target: PassageStore | None) -> Weights:
+  """A run's newest checkpoint, with its index if that was made by the same parameters, and of the target if there is
+  one."""
   config = stored_config(run_dir.read_config())
   step, params = restore_params(run_dir)
   store = PassageStore(config.corpus)
@@ -103,12 +106,13 @@ def _read_run(name: str, run_dir: RunDir) -> Weights:
     model = {field: value for field, value in model.items() if "span" not in field}
   versions = run_dir.snapshot_versions()[-1:]
   is_current = versions and snapshots.read_manifest(run_dir, versions[0])["params_digest"] == digest
+  is_current = is_current and (target is None or target.content_digest == store.content_digest)
   return weights._replace(
     model=model,
     block_emb=_block_emb(snapshots.load(run_dir, versions[0], store)) if is_current else None,
     vocabulary=store.vocabulary(),
     stage=config.stage,
-    reading={field: config[field] for field in ("joint_length", "num_passages")},
+    reading={field: config[field] for field in _READING},
   )
 
 

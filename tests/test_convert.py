@@ -166,6 +166,19 @@ def test_a_run_of_every_stage_comes_back_to_the_bit(corpus, convert, tmp_path, s
   assert again.read_config()["model"] == expected
 
 
+def test_a_run_goes_to_another_corpus_without_its_index(run, corpus, convert, tmp_path):
+  """Also to one of as many passages, the rows of which are others."""
+  other = tmp_path / "store"
+  build_passages(SAMPLE_PASSAGES, other, vocabulary=VOCABULARY, passage_length=31, tagger=RuleTagger(), num_passages=20)
+  config = RunDir(run).read_config()
+  for target, versions in (other, []), (corpus, [1]):
+    assert convert(run, tmp_path / target.parent.name, "--to=realm", f"--corpus={target}")[0] == 0
+    moved = RunDir(tmp_path / target.parent.name)
+    assert moved.snapshot_versions() == versions
+    expected = config | {"corpus": str(target), "init": None}
+    assert moved.read_config() | {"init": None} == expected
+
+
 def test_what_was_read_is_told(openqa, convert, tmp_path, monkeypatch):
   status, out = convert(openqa, tmp_path / "hf", "--to=hf")
   assert status == 0

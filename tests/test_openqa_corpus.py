@@ -43,6 +43,18 @@ def test_passages_with_answers_come_first_and_others_fill_up(script, sample_stor
   assert len(more) == len(few) + 7 and set(few) <= set(more)
 
 
+def test_training_questions_get_the_best_passage_with_an_answer(script, sample_store):
+  asked = "Who discovered radium and polonium?"
+  _, found = script.Bm25(sample_store).retrieve([asked], 20)
+  words = [set(script.matchable(sample_store.body(i)).split()) for i in found[0]]
+  answer = next(iter(words[2] - words[0] - words[1]))  # first held by BM25's third
+  questions = [script.Question(asked, (answer,)), script.Question("Who else?", ("xyzzy",))]
+  annotated, rows = script.annotate(sample_store, questions, 5)
+  assert annotated == [script.Question(asked, (answer,), (sample_store.id(found[0, 2]),))]
+  assert rows == sorted([found[0, 0], found[0, 2]])
+  assert script.annotate(sample_store, questions, 0) == ([], [])
+
+
 def test_a_question_with_two_answers_wants_no_more_passages(script, sample_store, tmp_path):
   (tmp_path / "q.jsonl").write_text(json.dumps({"question": "q?", "answer": ["was", "in"]}))
   assert len(script.choose_passages(sample_store, [str(tmp_path / "q.jsonl")], 0)) == 5

@@ -46,6 +46,15 @@ def test_text_comes_back(store):
   assert [store.body(i) for i in range(3)] == [a.text for a in ARTICLES]
 
 
+def test_passages_are_found_by_their_name_or_their_article_s(tmp_path):
+  long = Article("long#1", "", "Born in Paris. Marie was born. Paris was born.")
+  store = write(tmp_path / "store", articles=[*ARTICLES, long], passage_length=12)
+  assert [store.id(i) for i in range(len(store))] == ["first#0", "first#1", "é", "3", "long#1#0", "long#1#1"]
+  rows = store.rows_named(["first", "é", "long#1", "long#1#1", "1", "long", "nowhere"])
+  assert rows == {"first": [0, 1], "é": [2], "long#1": [4, 5], "long#1#1": [5]}
+  assert store.rows_named([]) == {}
+
+
 def test_tokens_come_back(store):
   assert store.padded_tokens(np.arange(3)).tolist() == [
     [5, 5, 6, 7, 8, 9, 12, 10, 11, 10, 13, 12, 0, 0, 0, 0],

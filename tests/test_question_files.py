@@ -62,6 +62,10 @@ def test_a_byte_order_mark_is_no_text(tmp_path):
     (b'{"question": "who?", "answer": {"x": 1}}', "answers that are no text"),
     (b'{"question": "who?", "answer": ["\\u0000"]}', "control characters, so no text"),
     (b'{"question": "\\ud800?", "answer": ["x"]}', "control characters, so no text"),
+    (
+      b'{"question": "a", "answer": "x", "annotated": [3]}',
+      '"annotated" that is no list of ids',
+    ),
   ],
 )
 def test_faults_of_json(tmp_path, line, fault):

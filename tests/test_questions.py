@@ -48,6 +48,15 @@ def test_a_question_asked_twice_is_one_with_all_answers(tmp_path):
   assert skipped == "1 with a question asked before, whose answers were added to the first's (line 3)"
 
 
+def test_annotated_evidence_comes_with_the_question(tmp_path):
+  one, other, none = (
+    f'{{"question": "{question}", "answer": "x"{annotated}}}'
+    for question, annotated in [("a?", ', "annotated": "7"'), ("a?", ', "annotated": ["9#2", "7"]'), ("b?", "")]
+  )
+  questions = read_questions(write(tmp_path / "x.jsonl", "\n".join([one, other, none]))).questions
+  assert questions == [Question("a?", ("x",), ("7", "9#2")), Question("b?", ("x",))]
+
+
 @pytest.mark.parametrize("name", ["curatedtrec.train.jsonl", "CuratedTrec-test.jsonl", "curated_trec.jsonl"])
 def test_curated_trec_has_regular_expressions(tmp_path, name):
   lines = '{"question": "when?", "answer": ["19\\\\d\\\\d"]}\n{"question": "where?", "answer": ["(a", "b"]}\n'

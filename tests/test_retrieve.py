@@ -13,7 +13,7 @@ from realm_jax.data.queries import MaskedSentenceSource, QuestionSource, ReadSou
 from realm_jax.data.questions import Question
 from realm_jax.data.spans import make_tagger
 from realm_jax.data.vocabulary import SPECIAL_TOKENS, Vocabulary
-from realm_jax.index.retrieve import BatchAssembler, choose_passages, find_answers, query_input
+from realm_jax.index.retrieve import BatchAssembler, choose_passages, find_answers, query_input, with_annotated
 from realm_jax.index.snapshot import Snapshot
 
 WORDS = "the cat sat on a mat . dogs ran in may 1990 it rained here and there rome was old".split()
@@ -205,6 +205,33 @@ def test_the_null_passage_is_read_first_and_marked_where_nothing_else_is(store, 
   assert marked == [[[2, 0]], [[0, 0]]]  # the first answer is in the second passage, the other one in none
   assert (batch.gold_start_BKA[1, 0, 0], batch.gold_end_BKA[1, 0, 0]) == (4, 4)
   assert batch.beam_emb_BRD.shape[:2] == (2, 3)  # it is not in the beam
+
+
+@pytest.mark.parametrize(
+  "retrieved, annotated, expected",
+  [
+    ([4, 7, 5, 9], [7], [4, 7, 5, 9]),  # it is read already
+    ([4, 7, 5, 9], [9, 5], [4, 5, 7, 9]),  # the better of two takes the last place that is read
+    ([4, 7, 5, 9], [1, 2], [4, 1, 7, 5]),  # found nowhere: the beam's last goes
+  ],
+)
+def test_an_annotated_passage_is_read(retrieved, annotated, expected):
+  np.testing.assert_array_equal(with_annotated(np.array(retrieved), annotated, 2), expected)
+
+
+def test_annotated_passages_with_an_answer_are_the_right_ones(store, vocabulary):
+  queries = question_queries([[2, 7, 3]] * 3, [3] * 3)
+  retrieved_id_BR = np.array([[1, 0, 2]] * 3)
+  batch = BatchAssembler(store, vocabulary, joint_length=24).question_batch(
+    queries, [["dogs ran"]] * 3, retrieved_id_BR, snapshot_of(3), 1, annotated_B=[[0, 1], [1], []]
+  )
+  # Passages 0 and 2 hold the answer. Of the second question's annotated one that isn't true, so it is as if unnamed.
+  np.testing.assert_array_equal(batch.beam_emb_BRD[:, :, 0], [[0, 4, 8], [4, 0, 8], [4, 0, 8]])
+  np.testing.assert_array_equal(
+    batch.beam_has_answer_BR, [[True, False, False], [False, True, True], [False, True, True]]
+  )
+  assert [(start >= 0).any() for start in batch.gold_start_BKA] == [True, False, False]
+  np.testing.assert_array_equal(retrieved_id_BR, [[1, 0, 2]] * 3)
 
 
 def test_patterns_mark_what_they_find(store, vocabulary):

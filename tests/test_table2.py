@@ -33,12 +33,13 @@ def test_each_pre_training_differs_from_realm_in_one_field():
   realm = flat_fields(get_config("realm").to_dict())
   different = {
     row: {k: v for k, v in flat_fields(get_config(row).to_dict()).items() if v != realm[k]}
-    for row in ("random_token", "random_span", "stale")
+    for row in ("random_token", "random_span", "stale", "frozen")
   }
   assert different == {
     "random_token": {"masking": "random_token"},
     "random_span": {"masking": "random_span"},
     "stale": {"index.export_every": 30 * realm["index.export_every"]},
+    "frozen": {"optimizer.retriever_scale": 0.0},
   }
 
 

@@ -9,7 +9,7 @@ import math
 import os
 import pathlib
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -205,6 +205,16 @@ class PassageStore:
 
   def body(self, i: int) -> str:
     return self._text("body", self._body, i)
+
+  def rows_named(self, names: Iterable[str]) -> dict[str, list[int]]:
+    """The passages of each name, in order: a passage's id, or its article's; a name that is not here is left out."""
+    rows: dict[str, list[int]] = {}
+    wanted = set(names)
+    for i in range(len(self)) if wanted else ():
+      passage = self.id(i)
+      for name in wanted & {passage, passage.rpartition("#")[0]}:
+        rows.setdefault(name, []).append(i)
+    return rows
 
   def vocabulary(self) -> Vocabulary:
     return Vocabulary.load(self.path / "vocab.txt", lowercase=self.description["lowercase"])

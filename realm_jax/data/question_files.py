@@ -32,6 +32,7 @@ class Record(NamedTuple):
   line: int
   question: str = ""
   answers: tuple[str, ...] = ()
+  annotated: tuple[str, ...] = ()  # articles or passages that somebody marked as its evidence, by their ids
   fault: str = ""
 
 
@@ -67,8 +68,8 @@ def _read_lines(path, parse) -> Iterator[Record]:
       yield Record(number, fault=str(fault))
 
 
-def parse_json_line(line: str) -> tuple[str, tuple[str, ...]]:
-  """Question and answers of a line of JSON; raises Fault."""
+def parse_json_line(line: str) -> tuple[str, tuple[str, ...], tuple[str, ...]]:
+  """Question, answers and annotated evidence of a line of JSON; raises Fault."""
   try:
     value = json.loads(line)
   except (ValueError, RecursionError):
@@ -76,10 +77,14 @@ def parse_json_line(line: str) -> tuple[str, tuple[str, ...]]:
   return _from_object(value)
 
 
-def _from_object(value: Any) -> tuple[str, tuple[str, ...]]:
+def _from_object(value: Any) -> tuple[str, tuple[str, ...], tuple[str, ...]]:
   if not isinstance(value, dict):
     raise Fault("JSON that is no object")
-  return checked(value.get("question"), value.get("answer", value.get("answers")))
+  annotated = value.get("annotated", [])
+  annotated = [annotated] if isinstance(annotated, str) else annotated
+  if not isinstance(annotated, list) or not all(isinstance(name, str) for name in annotated):
+    raise Fault('"annotated" that is no list of ids')
+  return *checked(value.get("question"), value.get("answer", value.get("answers"))), tuple(annotated)
 
 
 def parse_columns(line: str) -> tuple[str, tuple[str, ...]]:

@@ -21,6 +21,7 @@ class Question(NamedTuple):
 
   question: str
   answers: tuple[str, ...]
+  annotated: tuple[str, ...] = ()  # articles or passages that are said to hold it, by their ids
 
 
 class QuestionSet(NamedTuple):
@@ -105,6 +106,7 @@ def _valid(
 ) -> list[Question]:
   """The questions, each once, with all of its answers."""
   answers_of: dict[str, dict[str, None]] = {}
+  annotated_of: dict[str, dict[str, None]] = {}
   for record in records:
     fault = record.fault
     if not fault and regex and not all(map(_compiles, record.answers)):
@@ -112,13 +114,15 @@ def _valid(
     if not fault and record.question in answers_of:
       fault = _ASKED_BEFORE
       answers_of[record.question].update(dict.fromkeys(record.answers))
+      annotated_of[record.question].update(dict.fromkeys(record.annotated))
     if fault and strict:
       raise ValueError(f"{name}, line {record.line}: a record with {fault}; mend it, or leave out --strict to skip it")
     if fault:
       rejections.add(fault, record.line)
     else:
       answers_of[record.question] = dict.fromkeys(record.answers)
-  return [Question(question, tuple(answers)) for question, answers in answers_of.items()]
+      annotated_of[record.question] = dict.fromkeys(record.annotated)
+  return [Question(q, tuple(answers), tuple(annotated_of[q])) for q, answers in answers_of.items()]
 
 
 def _compiles(pattern: str) -> bool:

@@ -26,6 +26,17 @@ def choose_passages(retrieved_id_BR: np.ndarray, own_id_B: np.ndarray, num_passa
   return np.insert(others_BR[:, : num_passages - 1], 0, NULL_PASSAGE, axis=1)
 
 
+def with_annotated(retrieved_id_R: np.ndarray, annotated: Sequence[int], num_passages: int) -> np.ndarray:
+  """The beam as it is if one of the annotated is among its first num_passages; else the best of them is the last of
+  these, and the beam's last passage is dropped for one that is not in the beam."""
+  if np.isin(retrieved_id_R[:num_passages], annotated).any():
+    return retrieved_id_R
+  ranked = retrieved_id_R[np.isin(retrieved_id_R, annotated)]
+  best = ranked[0] if len(ranked) else annotated[0]
+  others = retrieved_id_R[retrieved_id_R != best]
+  return np.insert(others, num_passages - 1, best)[: len(retrieved_id_R)]
+
+
 def query_input(queries: QueryBatch) -> Packed:
   """The packed queries, as the query tower reads them."""
   is_token_BQ = np.arange(queries.token_id_BQ.shape[1]) < queries.num_tokens_B[:, None]
@@ -110,6 +121,7 @@ class BatchAssembler:
     regex: bool = False,
     trains_passage_tower: bool = False,
     reads_null_passage: bool = False,
+    annotated_B: Sequence[Sequence[int]] | None = None,
   ) -> QuestionBatch:
     """The beam with the index' embeddings, and the first K passages to read, with the answers marked.
 
@@ -118,9 +130,18 @@ class BatchAssembler:
       regex: answers are regular expressions; marked is what they find in a passage.
       trains_passage_tower: the passages to read come as the passage tower reads them, too.
       reads_null_passage: it comes before them. Its span is marked where they have no answer marked.
+      annotated_B: passages that are said to hold each query's answer. Where some of them do, one is read and they alone
+        are the right ones of the beam. Without them every passage with an answer is.
     """
     rows = zip(answers_B, retrieved_id_BR.tolist())
     beam_has_answer_BR = np.array([self._have_answer(answers, row, regex) for answers, row in rows])
+    retrieved_id_BR = np.array(retrieved_id_BR)
+    for b, annotated in enumerate(annotated_B or ()):
+      has_answer_A = self._have_answer(answers_B[b], annotated, regex)
+      if any(has_answer_A):
+        annotated = [i for i, has in zip(annotated, has_answer_A) if has]
+        retrieved_id_BR[b] = with_annotated(retrieved_id_BR[b], annotated, num_passages)
+        beam_has_answer_BR[b] = np.isin(retrieved_id_BR[b], annotated)
     passage_id_BK = retrieved_id_BR[:, :num_passages]
     read_id_BK = passage_id_BK
     if reads_null_passage:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -17,7 +17,7 @@ from realm_jax.data.mixing import masked_sentences
 from realm_jax.data.negatives import HardNegativeSource
 from realm_jax.data.passages import PassageStore
 from realm_jax.data.queries import QuerySource, QuestionSource, ReadSource, SentenceSource
-from realm_jax.data.questions import read_questions
+from realm_jax.data.questions import Question, read_questions
 from realm_jax.data.vocabulary import Vocabulary
 from realm_jax.index.neighbours import read_neighbours
 from realm_jax.index.retrieve import BatchAssembler, search
@@ -69,8 +69,9 @@ def make_objective(config: ConfigDict, vocab_size: int) -> Objective:
     ValueError: an unknown retriever_loss, or a field for a stage that has no use for it.
   """
   name = config.retriever_loss
-  if config.reads_null_passage and config.stage != "finetune":
-    raise ValueError(f"reads_null_passage is for finetune; leave it at False for {config.stage}")
+  for field in ("reads_null_passage", "reads_annotated_passages"):
+    if config[field] and config.stage != "finetune":
+      raise ValueError(f"{field} is for finetune; leave it at False for {config.stage}")
   if name not in ("joint", *RETRIEVER_LOSSES):
     raise ValueError(f"unknown retriever_loss {name!r}; there are joint, {', '.join(RETRIEVER_LOSSES)}")
   if name != "joint" and config.stage not in ("pretrain", "finetune"):
@@ -161,6 +162,7 @@ def make_stage(
     print(f"{config.questions}: skipped {skipped}", file=sys.stderr)
   _check_num_passages(config.num_passages, len(store), "num_passages")
   beam_size = min(config.beam_size, len(store))
+  annotated = _annotated(store, questions, config) if config.reads_annotated_passages else None
 
   def make_question_batch(queries, params, index):
     retrieved_id_BR = find(params["retriever"], queries, index, beam_size)[1]
@@ -168,6 +170,7 @@ def make_stage(
     return assembler.question_batch(
         queries, answers_B, retrieved_id_BR, index, config.num_passages, regex=regex,
         trains_passage_tower=config.trains_passage_tower, reads_null_passage=config.reads_null_passage,
+        annotated_B=[annotated[i] for i in queries.question_id_B] if annotated else None,
     )  # fmt: skip
 
   return Stage(
@@ -190,6 +193,20 @@ def _sentences(config: ConfigDict, store: PassageStore, source: QuerySource) -> 
     )
   neighbour_id_NR = read_neighbours(config.hard_negatives, store)
   return HardNegativeSource(source, neighbour_id_NR, config.num_hard_negatives, seed=config.seed)
+
+
+def _annotated(store: PassageStore, questions: Sequence[Question], config: ConfigDict) -> list[list[int]]:
+  """The rows of the passages that each question names; says how many questions name one that is there."""
+  rows = store.rows_named(name for question in questions for name in question.annotated)
+  annotated = [[i for name in question.annotated for i in rows.get(name, ())] for question in questions]
+  num_named = sum(map(bool, annotated))
+  if num_named == 0:
+    raise ValueError(
+      f'no question of {config.questions} has an "annotated" article or passage that is in {config.corpus}; set '
+      "--config.reads_annotated_passages=False"
+    )
+  print(f"{config.questions}: {num_named} of {len(questions)} questions have annotated passages", file=sys.stderr)
+  return annotated
 
 
 def _check_num_passages(num_passages: int, corpus_size: int, name: str) -> None:
