@@ -236,7 +236,7 @@ def test_memory_adds_up():
 @pytest.mark.parametrize(("slice_name", "level"), [("v5e-64", None), ("v4-64", "O0")])
 def test_the_papers_setting_on_tpus(slice_name, level):
   """BERT-base, 512 queries, 8 passages of 288 of 13,353,718 searched on the hosts. v5e-64: 675 seconds of CPU time, 7
-  minutes on 2 idle cores; v4-64 is compiled with less effort, in 195 seconds of CPU time."""
+  minutes on 2 idle cores; v4-64 is compiled with less effort, in 212 seconds of CPU time."""
   code = f"""
 from realm_jax.config import paper_config
 from realm_jax.training.abstract_step import CorpusSize
