@@ -75,6 +75,9 @@ def test_a_report():
   plan = make(dtype="bfloat16", attention="splash", attention_dropout_rate=0.0, remat="layer")
   assert describe(plan) == REPORT
   assert describe(plan._replace(largest=None)) == REPORT.rpartition("\n\nlargest")[0]
+  *head, memory = describe(plan._replace(optimization_level="O0")).partition("\n\nmemory")
+  assert head[0].endswith("sheet.\nCompiled at O0: a job compiles at O2, whose memory traffic can be a quarter less.")
+  assert REPORT.endswith(memory)
 
 
 def test_too_much_is_an_answer_with_advice():
@@ -146,9 +149,13 @@ def test_an_index_on_the_chips_is_told():
 
 
 @pytest.mark.parametrize(
-  ("mesh", "num_queries"), [([], 2), (["--config.num_microbatches=2", "--config.mesh.tensor=2"], 4)]
+  ("more", "num_queries", "level", "hint"),
+  [
+    ([], 2, None, ", for minutes (fewer with --optimization_level=O0)"),
+    (["--config.num_microbatches=2", "--config.mesh.tensor=2", "--optimization_level=O1"], 4, "O1", ""),
+  ],
 )
-def test_the_verb_answers_out_of_memory(mesh, num_queries, monkeypatch, capsys):
+def test_the_verb_answers_out_of_memory(more, num_queries, level, hint, monkeypatch, capsys):
   """From flags to advice, with a compiler that finds no room; the sizes are those of the flags."""
   devices = [object()] * 8
   compiled = []
@@ -159,16 +166,17 @@ def test_the_verb_answers_out_of_memory(mesh, num_queries, monkeypatch, capsys):
     state = abstract_step.TrainState(None, (), ())
     return abstract_step.AbstractStep(None, state, (), None)
 
-  def compile_step(step):
+  def compile_step(step, optimization_level):
+    assert optimization_level == level
     raise OutOfMemory("RESOURCE_EXHAUSTED", compiled[-1] * 1e9)
 
   monkeypatch.setattr(topology, "compile_only_devices", lambda topology: devices)
   monkeypatch.setattr(planning, "lower_step", lower)
   monkeypatch.setattr(planning, "compile_step", compile_step)
   arguments = ["--config=configs/pretrain.py", "--config.batch_size=64", "--topology=v5e:2x4", "--passage_length=100"]
-  assert cli.run(["plan", *arguments, *mesh]) == 0
+  assert cli.run(["plan", *arguments, *more]) == 0
   out, err = capsys.readouterr()
-  assert compiled == [64, 32] and err.startswith("compiling for v5e:2x4, 64 queries ...\n")
+  assert compiled == [64, 32] and err.startswith(f"compiling for v5e:2x4, 64 queries{hint} ...\n")
   assert (
     "  activations    64.00 GB" in out
     and f"--config.batch_size=16: about {num_queries} queries a device fit as it is" in out
@@ -195,5 +203,5 @@ def test_what_is_wrong_is_one_line(arguments, message, capsys, monkeypatch):
   monkeypatch.setattr(topology, "compile_only_devices", lambda topology: [object()] * topology.num_devices)
   assert cli.run(["plan", *arguments]) == 1
   *progress, line, hint = capsys.readouterr().err.splitlines()
-  assert progress in ([], ["compiling for v5e-64, 512 queries ..."])
+  assert progress in ([], ["compiling for v5e-64, 512 queries, for minutes (fewer with --optimization_level=O0) ..."])
   assert line.startswith("realm plan: ") and message in line and hint == "(REALM_DEBUG=1 shows where)"

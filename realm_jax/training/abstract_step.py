@@ -18,6 +18,10 @@ from realm_jax.training.stages import frozen_parameters, make_objective
 from realm_jax.training.start import abstract_params
 from realm_jax.training.step import TrainState, init_state, train_step
 
+# XLA's names for how much a compiler does for a fast program (openxla.org/xla/effort_levels) -> its numbers for them.
+# A job compiles with none of them set, which on TPUs is O2.
+OPTIMIZATION_LEVELS = {"O0": 9, "O1": 19, "O2": 29, "O3": 39}
+
 _NUM_ANSWERS = 16  # occurrences in a passage: max_answers of index.retrieve.BatchAssembler
 
 
@@ -100,10 +104,13 @@ def lower_step(config: ConfigDict, corpus: CorpusSize, devices: Sequence[jax.Dev
   return AbstractStep(mesh, state, batch, lowered)
 
 
-def compile_step(step: AbstractStep) -> jax.stages.Compiled:
-  """Raises OutOfMemory if it doesn't fit."""
+def compile_step(step: AbstractStep, optimization_level: str | None = None) -> jax.stages.Compiled:
+  """Compiles as a job does, or at one of OPTIMIZATION_LEVELS; raises OutOfMemory if it doesn't fit."""
+  options: dict[str, Any] | None = (
+    {"optimization_level": OPTIMIZATION_LEVELS[optimization_level]} if optimization_level else None
+  )
   try:
-    return step.lowered.compile()
+    return step.lowered.compile(compiler_options=options)
   except jax.errors.JaxRuntimeError as error:
     message = str(error)
     match = re.search(r"(?:HLO temporaries \(|Used )([\d.]+)([KMGT]?)", message)

@@ -63,6 +63,7 @@ class Plan(NamedTuple):
   work: Work  # of all chips together
   step: Step | None  # None: the step doesn't fit
   largest: int | None  # queries that fit on one device, estimated; None: not looked for
+  optimization_level: str | None = None  # None: compiled as a job does
 
   @property
   def num_rows(self) -> int:
@@ -77,18 +78,27 @@ def make_plan(
   devices: Sequence[jax.Device],
   *,
   finds_largest: bool = True,
+  optimization_level: str | None = None,
   log: Callable[[str], None] = print,
 ) -> Plan:
   """Compiles the config's step for a slice, and once more to estimate the largest batch; minutes for each.
+
+  Args:
+    optimization_level: one of abstract_step.OPTIMIZATION_LEVELS, None for what a job compiles.
 
   Raises:
     ValueError: the devices don't suit the config.
   """
   chip = topology.chip
-  log(f"compiling for {topology.name}, {config.batch_size} queries ...")
-  memory, step = _measure(config, corpus, devices, chip)
+  hint = "" if optimization_level else ", for minutes (fewer with --optimization_level=O0)"
+  log(f"compiling for {topology.name}, {config.batch_size} queries{hint} ...")
+
+  def measured(config: ConfigDict):
+    return _measure(config, corpus, devices, chip, optimization_level)
+
+  memory, step = measured(config)
   work = step_work(config, corpus.vocab_size, corpus.passage_length)
-  plan = Plan(config, topology, corpus, 0, memory, chip.hbm, work, step, None)
+  plan = Plan(config, topology, corpus, 0, memory, chip.hbm, work, step, None, optimization_level)
   plan = plan._replace(batch=config.batch_size // plan.num_rows)
   if not finds_largest:
     return plan
@@ -98,7 +108,7 @@ def make_plan(
     other = config.copy_and_resolve_references()
     other.batch_size = candidate * num_parts * plan.num_rows
     log(f"compiling for {other.batch_size} queries, to estimate the largest batch ...")
-    return _measure(other, corpus, devices, chip)[0]
+    return measured(other)[0]
 
   return plan._replace(largest=num_parts * find_largest_batch(plan.batch // num_parts, memory, chip.hbm, measure))
 
@@ -121,7 +131,9 @@ def find_largest_batch(batch: int, memory: Memory, available: float, measure: Ca
   return max(0, int(batch + free / slope))
 
 
-def _measure(config: ConfigDict, corpus: CorpusSize, devices: Sequence[jax.Device], chip: Chip):
+def _measure(
+  config: ConfigDict, corpus: CorpusSize, devices: Sequence[jax.Device], chip: Chip, optimization_level: str | None
+):
   """(memory, step) of one chip; no step if it doesn't fit."""
   lowered = lower_step(config, corpus, devices)
   n = chip.devices_per_chip
@@ -130,7 +142,7 @@ def _measure(config: ConfigDict, corpus: CorpusSize, devices: Sequence[jax.Devic
   )
   memory = Memory(parameters, optimizer, batch, _index_bytes(config, corpus), 0.0, 0)
   try:
-    compiled = compile_step(lowered)
+    compiled = compile_step(lowered, optimization_level)
   except OutOfMemory as error:
     # At least what is missing is missing, whatever the compiler counted.
     return dataclasses.replace(memory, activations=max(n * error.num_bytes, chip.hbm - memory.total + 1)), None
