@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Makes the open-QA numbers of docs/results.md: a retriever that starts from MiniLM beside BM25, over 10,000 passages of
+# Makes the open-QA numbers of docs/results.md: a retriever that starts from MiniLM beside BM25, over 30,000 passages of
 # Wikipedia, both read by the same reader, which starts from MiniLM too. About three hours of one CPU core. What is done
 # is not done again. Needs
 #   ARTICLES   articles, jsonl(.xz) with id, title and text
@@ -33,7 +33,7 @@ training() {
 # The passages that are searched, with answers or at random; and others with questions, to train on.
 corpus "$ARTICLES" "$runs/all"
 [ -e "$runs/data/train.jsonl" ] ||
-  python launch/openqa_corpus.py "$runs/data" --corpus="$runs/all" --dev "${dev[@]}" --train "${train[@]}"
+  python launch/openqa_corpus.py "$runs/data" --corpus="$runs/all" --num_passages=30000 --dev "${dev[@]}" --train "${train[@]}"
 corpus "$runs/data/passages.jsonl" "$runs/corpus" --whole
 corpus "$runs/data/train_passages.jsonl" "$runs/train_corpus" --whole
 

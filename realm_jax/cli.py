@@ -15,7 +15,7 @@ from absl import flags, logging
 VERBS = {
   "build_corpus": "raw text -> a passage store",
   "mine_negatives": "passages that are similar to each, for ict to tell apart",
-  "train": "one loop, three stages: ict, pretrain, finetune",
+  "train": "one loop, four stages: ict, mlm, pretrain, finetune",
   "refresh_index": "the indexer: follows the trainer's parameters and publishes index snapshots",
   "evaluate": "recall@k, exact match and F1 on questions, and a report",
   "ask": "answers questions, with the evidence",
