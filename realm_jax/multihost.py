@@ -4,12 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import os
+import subprocess
 import sys
 import threading
 import traceback
 from collections.abc import Iterator
 
 from absl import flags
+
+_GOES_ON = "start all again, the run goes on from its newest checkpoint"
+_LAST_WORDS = (
+  "realm, one of several hosts: this process was ended before it could say why: by JAX, which ends it when another host "
+  f"was lost (above), or from outside, as for want of memory; {_GOES_ON}"
+)
 
 
 def define_flags(values: flags.FlagValues) -> None:
@@ -71,25 +78,37 @@ def joined(values: flags.FlagValues) -> Iterator[None]:
     ) from error
   finally:
     timer.cancel()
+  heir = _heir()
   try:
     yield
   except BaseException as error:
-    _end(error)
+    _end(error, heir)
   jax.distributed.shutdown()
+  heir.communicate(b"nothing to tell\n")
 
 
-def _end(error: BaseException) -> None:
+def _heir() -> subprocess.Popen:
+  """A shell that says the last words of this process, unless it reads a line before this process is gone.
+
+  A lost host is an error of a collective, or missing heartbeats: then JAX aborts the process, past any handler in Python.
+  """
+  command = ["sh", "-c", 'read -r line || echo "$1" >&2', "sh", _LAST_WORDS]
+  return subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True)  # not to be interrupted with us
+
+
+def _end(error: BaseException, heir: subprocess.Popen | None = None) -> None:
   """Ends this process at once: leaving in order would wait for hosts that may be gone."""
   import jax  # noqa: PLC0415 as above
 
   text = str(error)
   if isinstance(error, jax.errors.JaxRuntimeError):
     text = (
-      f"{text.splitlines()[0][:200]}: if that speaks of a connection, another host was lost; start all again, the run "
-      "goes on from its newest checkpoint"
+      f"{text.splitlines()[0][:200]}: if that speaks of a connection, another host was lost; {_GOES_ON}"
     )
   if os.environ.get("REALM_DEBUG"):
     traceback.print_exception(error)
   print(f"realm, one of several hosts: {text}", file=sys.stderr, flush=True)
+  if heir:
+    heir.communicate(b"I told it\n")
   sys.stdout.flush()
   os._exit(getattr(error, "exit_status", 1))

@@ -3,10 +3,12 @@
 import os
 import signal
 import socket
+import subprocess
+import sys
 import time
 
 import pytest
-from processes import build_corpus, lines_of, realm, train
+from processes import CACHE, build_corpus, lines_of, realm, train
 
 from realm_jax.index.digest import tree_digest
 from realm_jax.index.params import restore_params
@@ -128,7 +130,9 @@ def test_when_a_host_is_lost_the_job_ends_and_a_new_one_goes_on_to_the_same_bits
   started = time.monotonic()
   statuses, outputs = ended(trainers, timeout=60)
   assert time.monotonic() - started < 60
-  assert statuses[0] != 0 and "another host was lost; start all again" in outputs[0], outputs[0]
+  # As an error of a collective, or for want of heartbeats.
+  assert statuses[0] != 0 and "another host was lost" in outputs[0], outputs[0]
+  assert outputs[0].count("start all again, the run goes on from its newest checkpoint") == 1, outputs[0]
   statuses, outputs = ended(train_together(corpus, "lost", *more))
   assert statuses == [0, 0], outputs
   assert ended([indexer])[0] == [0]
@@ -136,6 +140,25 @@ def test_when_a_host_is_lost_the_job_ends_and_a_new_one_goes_on_to_the_same_bits
   step, params = restore_params(RunDir(run))
   assert step == 6
   assert tree_digest(params) == tree_digest(restore_params(RunDir(calm))[1])
+
+
+def test_a_process_that_is_ended_leaves_its_last_words():
+  one_host = f"""
+import os, sys
+from absl import flags
+from realm_jax import multihost
+values = flags.FlagValues()
+multihost.define_flags(values)
+values(["realm", "--coordinator_address={address()}", "--num_processes=1", "--process_id=0"])
+with multihost.joined(values):
+  eval(sys.argv[1])
+"""
+  ends = {"os.abort()": -6, "os.kill(os.getpid(), 9)": -9, "1 / 0": 1, "None": 0}
+  for end, status in ends.items():
+    command = [sys.executable, "-c", one_host, end]
+    ended = subprocess.run(command, env=os.environ | CACHE, text=True, stderr=subprocess.PIPE)
+    assert ended.returncode == status, (end, ended)
+    assert ("ended before it could say why" in ended.stderr) == (status < 0), (end, ended)
 
 
 @pytest.mark.parametrize(
