@@ -14,8 +14,8 @@ from absl import flags
 
 _GOES_ON = "start all again, the run goes on from its newest checkpoint"
 _LAST_WORDS = (
-  "realm, one of several hosts: this process was ended before it could say why: by JAX, which ends it when another host "
-  f"was lost (above), or from outside, as for want of memory; {_GOES_ON}"
+  "realm, one of several hosts: this process was ended before it could say why: by JAX, which does so when another "
+  f"host was lost (above), or from outside, as for want of memory; {_GOES_ON}"
 )
 
 
@@ -90,7 +90,7 @@ def joined(values: flags.FlagValues) -> Iterator[None]:
 def _heir() -> subprocess.Popen:
   """A shell that says the last words of this process, unless it reads a line before this process is gone.
 
-  A lost host is an error of a collective, or missing heartbeats: then JAX aborts the process, past any handler in Python.
+  A lost host is an error of a collective, or missing heartbeats; then JAX aborts the process, past Python's handlers.
   """
   command = ["sh", "-c", 'read -r line || echo "$1" >&2', "sh", _LAST_WORDS]
   return subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True)  # not to be interrupted with us
@@ -102,9 +102,7 @@ def _end(error: BaseException, heir: subprocess.Popen | None = None) -> None:
 
   text = str(error)
   if isinstance(error, jax.errors.JaxRuntimeError):
-    text = (
-      f"{text.splitlines()[0][:200]}: if that speaks of a connection, another host was lost; {_GOES_ON}"
-    )
+    text = f"{text.splitlines()[0][:200]}: if that speaks of a connection, another host was lost; {_GOES_ON}"
   if os.environ.get("REALM_DEBUG"):
     traceback.print_exception(error)
   print(f"realm, one of several hosts: {text}", file=sys.stderr, flush=True)

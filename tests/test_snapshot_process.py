@@ -1,6 +1,13 @@
 """A snapshot that another process reads and searches."""
 
+import collections
+import json
 import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
 
 import ml_dtypes
 import numpy as np
@@ -9,7 +16,7 @@ from etils import epath
 
 from realm_jax.index.searcher import ScannSearcher, scann_settings
 from realm_jax.index.snapshot_data import SnapshotError, digest_of, read_data, write_data
-from realm_jax.index.snapshot_process import SnapshotProcess
+from realm_jax.index.snapshot_process import SnapshotProcess, _nameless_file
 
 pytest.importorskip("scann")
 
@@ -33,10 +40,11 @@ def written(tmp_path_factory):
   return directory, manifest | {"file_digest": write_data(directory, emb_ND, built)}
 
 
-def test_another_process_answers_the_same(written):
+@pytest.mark.parametrize("manner", ["at_once", "steps_back", pytest.param("rests", marks=pytest.mark.slow)])
+def test_another_process_answers_the_same(written, manner):
   directory, manifest = written
   emb_ND, here = read_data(directory, manifest)
-  apart = SnapshotProcess(str(directory), manifest, steps_back=True)
+  apart = SnapshotProcess(str(directory), manifest, manner=manner)
   assert apart.passage_emb_ND.dtype == ml_dtypes.bfloat16
   np.testing.assert_array_equal(apart.passage_emb_ND, emb_ND)
   query_BD = emb_ND[:5].astype(np.float32)
@@ -55,7 +63,7 @@ def test_another_process_answers_the_same(written):
 
 def test_it_reads_with_a_low_priority_and_searches_with_its_owner_s(written):
   directory, manifest = written
-  apart = SnapshotProcess(str(directory), manifest, steps_back=True)
+  apart = SnapshotProcess(str(directory), manifest, manner="steps_back")
   pid = apart._process.pid
   here = os.getpriority(os.PRIO_PROCESS, 0)
   # What reading has started, ScaNN's and TensorStore's threads, is still there.
@@ -65,6 +73,45 @@ def test_it_reads_with_a_low_priority_and_searches_with_its_owner_s(written):
   process = apart._process
   del apart
   assert process.wait(timeout=10) == -9  # it does not outlive what it answers for
+
+
+def state(pid):
+  """R, S or T, which stands still; None if it is gone."""
+  try:
+    return pathlib.Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
+  except OSError:
+    return None
+
+
+def wait_until(is_so):
+  deadline = time.monotonic() + 30
+  while not is_so():
+    assert time.monotonic() < deadline
+    time.sleep(0.001)
+
+
+@pytest.mark.skipif(not pathlib.Path("/proc/self/task").exists(), reason="looks into /proc")
+def test_reading_rests_most_of_the_time_and_ends_with_its_owner(written):
+  directory, manifest = written
+  with _nameless_file() as file:
+    server = subprocess.Popen(
+      [sys.executable, "-m", "realm_jax.index.snapshot_server", str(directory), str(file.fileno()), "rests"],
+      stdin=subprocess.PIPE, stdout=subprocess.PIPE, pass_fds=[file.fileno()],
+    )  # fmt: skip
+  server.stdin.write(json.dumps(manifest).encode() + b"\n")
+  server.stdin.flush()
+  wait_until(lambda: state(server.pid) == "T")
+  seen = collections.Counter()
+  for _ in range(200):
+    seen[state(server.pid)] += 1
+    time.sleep(0.002)
+  assert seen["T"] > 100 and seen["T"] < 200, seen
+  (pacer,) = pathlib.Path(f"/proc/{server.pid}/task/{server.pid}/children").read_text().split()
+  for end in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+    os.kill(int(pacer), end)  # none of which may leave a process that stands still for ever
+  server.stdin.close()  # as when the trainer is killed
+  assert server.wait(timeout=30) == 1
+  wait_until(lambda: state(int(pacer)) in (None, "Z"))  # Z where nobody takes up orphans
 
 
 def test_what_is_wrong_comes_back_as_it_would_here(written, tmp_path):

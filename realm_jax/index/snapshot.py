@@ -7,6 +7,7 @@ import uuid
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+import jax
 import ml_dtypes
 import numpy as np
 
@@ -204,7 +205,9 @@ def load(
   data = run_dir.snapshot(version) / manifest["writer"]
   try:
     if beside_a_loop and manifest["searcher"] == "scann":
-      process = SnapshotProcess(str(data), manifest, steps_back=not is_awaited)
+      # Steps on a CPU take all its cores; beside an accelerator's, a low priority is enough.
+      manner = "at_once" if is_awaited else "rests" if jax.default_backend() == "cpu" else "steps_back"
+      process = SnapshotProcess(str(data), manifest, manner=manner)
       return Snapshot(version, manifest, process.passage_emb_ND, process)
     emb_ND, searcher = read_data(data, manifest)
   except SnapshotError as error:

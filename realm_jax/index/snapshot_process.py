@@ -30,11 +30,11 @@ class SnapshotProcess:
     passage_emb_ND: [N, D] bfloat16, in a file without a name that both processes map.
   """
 
-  def __init__(self, directory: str, manifest: dict[str, Any], *, steps_back: bool = False):
+  def __init__(self, directory: str, manifest: dict[str, Any], *, manner: str = "at_once"):
     """Returns when the snapshot is read and checked; the directory is then no longer needed.
 
     Args:
-      steps_back: it is read with a low priority.
+      manner: how it is read, see `snapshot_server.serve`.
 
     Raises:
       SnapshotError: a bit of it changed.
@@ -44,7 +44,7 @@ class SnapshotProcess:
     self.num_passages = manifest["num_passages"]
     self._lock = threading.Lock()
     with _nameless_file() as file:
-      self._start(directory, manifest, file, steps_back=steps_back)
+      self._start(directory, manifest, file, manner)
       self._check_read()
       flat = np.memmap(file, np.uint8, "r").view(ml_dtypes.bfloat16)
     self.passage_emb_ND = flat.reshape(self.num_passages, manifest["retrieval_size"])
@@ -58,10 +58,9 @@ class SnapshotProcess:
       passage_id = np.frombuffer(self._read(4 * num_queries * k), np.int32).reshape(num_queries, k)
     return score, passage_id
 
-  def _start(self, directory: str, manifest: dict[str, Any], file: BinaryIO, *, steps_back: bool) -> None:
-    server = [sys.executable, "-m", "realm_jax.index.snapshot_server", directory, str(file.fileno())]
+  def _start(self, directory: str, manifest: dict[str, Any], file: BinaryIO, manner: str) -> None:
     self._process = subprocess.Popen(
-      [*server, "--steps_back"] if steps_back else server,
+      [sys.executable, "-m", "realm_jax.index.snapshot_server", directory, str(file.fileno()), manner],
       stdin=subprocess.PIPE,
       stdout=subprocess.PIPE,
       pass_fds=[file.fileno()],

@@ -1,13 +1,17 @@
-"""The process behind `SnapshotProcess`: reads a snapshot with a low priority, then answers searches."""
+"""The process behind `SnapshotProcess`: reads a snapshot, in a modest way if it is to, then answers searches."""
 
 # Only what is light is imported up here, and the rest by `read`, which has stepped back: imports take seconds.
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import select
+import signal
 import struct
 import sys
 import threading
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, BinaryIO
 
@@ -17,15 +21,26 @@ if TYPE_CHECKING:
 HEADER = struct.Struct("<III")  # queries, width, k
 
 
-def serve(directory: str, emb_fd: int, queries: BinaryIO, answers: BinaryIO, *, steps_back: bool) -> None:
+# Seconds. A step on the same cores loses a turn where it loses any, so turns are short; longer rests lose fewer.
+_RUNS, _RESTS = 0.002, 0.038
+
+
+def serve(directory: str, emb_fd: int, queries: BinaryIO, answers: BinaryIO, manner: str) -> None:
   """Writes the embeddings to a file, then answers until the queries end.
 
-  A thread of its own reads: a thread that has stepped back can't come forward again, and searches must not wait for
-  whoever else has the cores.
+  Args:
+    manner: how it reads. "at_once"; "steps_back": with a low priority; "rests": standing still most of the time.
   """
   manifest = json.loads(queries.readline())
-  with ThreadPoolExecutor(1, initializer=_step_back if steps_back else None) as reading:
-    searcher, error = reading.submit(read, directory, manifest, emb_fd).result()
+  # A thread of its own reads: a thread that has stepped back can't come forward again, and searches must not wait for
+  # whoever else has the cores.
+  initializer = _step_back if manner == "steps_back" else None
+  with _resting() if manner == "rests" else contextlib.nullcontext(), ThreadPoolExecutor(1, "", initializer) as reading:
+    result = reading.submit(read, directory, manifest, emb_fd)
+    while not result.done():
+      if select.select([queries], [], [], 0.1)[0]:  # nothing is asked before the answer: who would ask is gone
+        os._exit(1)
+    searcher, error = result.result()
   answers.write(json.dumps(error).encode() + b"\n")
   answers.flush()
   while searcher is not None and (header := queries.read(HEADER.size)):
@@ -53,10 +68,41 @@ def read(directory: str, manifest: dict[str, Any], emb_fd: int) -> tuple[Searche
 def _step_back() -> None:
   """Lets this thread, and those that it starts, have a tenth of a core that others want, and cores that are idle.
 
-  With less (nice(19), SCHED_IDLE) it would not get to the end beside steps that take all cores.
+  With less (nice(19), SCHED_IDLE) it would not get to the end beside others that take all cores.
   """
   if sys.platform == "linux":  # elsewhere a thread has no priority of its own
     os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 10)
+
+
+@contextlib.contextmanager
+def _resting() -> Iterator[None]:
+  """Within, this process stands still but for _RUNS of _RUNS + _RESTS seconds, as cpulimit would have it.
+
+  Steps that take all cores notice a low priority: its turns are seldom, but last long.
+  """
+  paced, (end, begin) = os.getpid(), os.pipe()
+  pacer = os.fork()  # nothing heavy is imported, and no thread is started
+  if pacer == 0:
+    os.close(begin)
+    _pace(paced, end)
+  os.close(end)
+  try:
+    yield
+  finally:
+    os.close(begin)
+    os.waitpid(pacer, 0)
+
+
+def _pace(pid: int, end: int) -> None:
+  """Stops and continues a process until it, and with it the other side of the pipe `end`, is gone or says so."""
+  for its_end in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+    signal.signal(its_end, signal.SIG_IGN)  # else a process that stands still could be left so
+  with contextlib.suppress(ProcessLookupError):
+    while not select.select([end], [], [], _RUNS)[0]:
+      os.kill(pid, signal.SIGSTOP)
+      select.select([end], [], [], _RESTS)
+      os.kill(pid, signal.SIGCONT)
+  os._exit(0)
 
 
 def _answer(searcher: Searcher, header: bytes, queries: BinaryIO, answers: BinaryIO) -> None:
@@ -71,4 +117,4 @@ def _answer(searcher: Searcher, header: bytes, queries: BinaryIO, answers: Binar
 
 
 if __name__ == "__main__":
-  serve(sys.argv[1], int(sys.argv[2]), sys.stdin.buffer, sys.stdout.buffer, steps_back="--steps_back" in sys.argv)
+  serve(sys.argv[1], int(sys.argv[2]), sys.stdin.buffer, sys.stdout.buffer, sys.argv[3])
