@@ -8,6 +8,7 @@
 #   SQUAD      jsonl with title, context and questions of SQuAD
 #   HOTPOTQA   jsonl with question, answer and passages of HotpotQA
 #   RUNS       where to write (runs/openqa)
+# To try it through in minutes: a file of a few hundred articles, NUM_PASSAGES=2000 (30,000) and NUM_STEPS=2 (the config's).
 set -euo pipefail
 : "${ARTICLES:?set ARTICLES to a jsonl file}" "${MINILM:?set MINILM to a directory}" "${QUESTIONS:?set QUESTIONS to a directory}"
 : "${SQUAD:?set SQUAD to a jsonl file}" "${HOTPOTQA:?set HOTPOTQA to a jsonl file}"
@@ -27,13 +28,13 @@ corpus() {
 
 # training NAME FLAGS...: goes on where it was, and does nothing if it is done.
 training() {
-  realm train --config="configs/openqa.py:$1" --workdir="$runs/$1" "${@:2}"
+  realm train --config="configs/openqa.py:$1" --workdir="$runs/$1" "${@:2}" ${NUM_STEPS:+"--config.num_steps=$NUM_STEPS"}
 }
 
 # The passages that are searched, with answers or at random; and others with questions, to train on.
 corpus "$ARTICLES" "$runs/all"
 [ -e "$runs/data/train.jsonl" ] ||
-  python launch/openqa_corpus.py "$runs/data" --corpus="$runs/all" --num_passages=30000 --dev "${dev[@]}" --train "${train[@]}"
+  python launch/openqa_corpus.py "$runs/data" --corpus="$runs/all" --num_passages="${NUM_PASSAGES:-30000}" --dev "${dev[@]}" --train "${train[@]}"
 corpus "$runs/data/passages.jsonl" "$runs/corpus" --whole
 corpus "$runs/data/train_passages.jsonl" "$runs/train_corpus" --whole
 

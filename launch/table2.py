@@ -30,8 +30,8 @@ ROWS = {
 class Grid:
   """The runs below one directory."""
 
-  def __init__(self, runs: pathlib.Path):
-    self._runs = runs
+  def __init__(self, runs: pathlib.Path, num_steps: int | None = None):
+    self._runs, self._num_steps = runs, num_steps
     self._store = PassageStore(runs / "corpus")
 
   def finish_row(self, row: str, seed: int) -> None:
@@ -63,6 +63,7 @@ class Grid:
     print(f"== {run.name}", flush=True)
     config = read_config(f"configs/table2.py:{name}")
     config.update(corpus=str(self._runs / "corpus"), init=str(init), init_reader=str(init_reader), seed=seed, **fields)
+    config.num_steps = self._num_steps or config.num_steps
     if not run_dir.snapshot_versions():
       self._copy_index(RunDir(init), run_dir)
     train(config, run_dir)
@@ -85,8 +86,9 @@ def main() -> None:
   parser.add_argument("runs", type=pathlib.Path, help="with corpus, start, reading, train.jsonl and dev.jsonl")
   parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
   parser.add_argument("--rows", nargs="+", choices=ROWS, default=list(ROWS))
+  parser.add_argument("--num_steps", type=int, help="of each training, to try the whole through [the config's]")
   flags = parser.parse_args()
-  grid = Grid(flags.runs)
+  grid = Grid(flags.runs, flags.num_steps)
   grid.evaluate(flags.runs / "start", "--retrieval_only")
   for seed in flags.seeds:  # seed by seed: a table that is not finished has all of its rows
     for row in flags.rows:

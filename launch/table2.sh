@@ -5,6 +5,7 @@
 #   QUESTIONS  a directory with jsonl files of TriviaQA, NaturalQuestions, WebQuestions and EfficientQA
 #   RUNS       where to write (runs/table2)
 #   SEEDS      ("0 1 2")
+# To try it through in minutes: a file of a few hundred articles, NUM_STEPS=2 (the config's) and SEEDS=0.
 set -euo pipefail
 : "${LEADS:?set LEADS to a jsonl.xz file of articles}" "${QUESTIONS:?set QUESTIONS to a directory}"
 LEADS="$(realpath "$LEADS")" QUESTIONS="$(realpath "$QUESTIONS")"
@@ -31,7 +32,8 @@ corpus reading_text --input="$LEADS" --passage_length=112 --num_passages=60000
 # What all rows start from: realm-tiny's retriever, and its reader after a warm start.
 [[ -e "$runs/start" ]] || realm convert --input=realm-tiny --to=realm --corpus="$runs/corpus" --output="$runs/start"
 realm refresh_index --workdir="$runs/start" --once --quiet
-realm train --config=configs/table2.py:reading --config.corpus="$runs/reading_text" --config.init=realm-tiny --workdir="$runs/reading"
+realm train --config=configs/table2.py:reading --config.corpus="$runs/reading_text" --config.init=realm-tiny --workdir="$runs/reading" \
+  ${NUM_STEPS:+"--config.num_steps=$NUM_STEPS"}
 
-python launch/table2.py "$runs" --seeds "${seeds[@]}"
+python launch/table2.py "$runs" --seeds "${seeds[@]}" ${NUM_STEPS:+--num_steps="$NUM_STEPS"}
 python docs/plot_table2.py "$runs" docs/utility.svg

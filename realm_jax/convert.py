@@ -142,7 +142,8 @@ def _write_run(run_dir: RunDir, weights: Weights, store: PassageStore) -> str:
   tower_writer.close()
   run_dir.done.write_text("done\n")
   if not weights.block_emb or not weights.block_emb.shape[0]:
-    return f"a run of the stage {config.stage} without an index; make one with realm refresh_index --once"
+    refresh = f"realm refresh_index --once --workdir={run_dir.path}"
+    return f"a run of the stage {config.stage} without an index; make one with {refresh}"
   emb_ND = np.empty(weights.block_emb.shape, ml_dtypes.bfloat16)
   for begin in range(0, len(emb_ND), _ROWS):
     emb_ND[begin : begin + _ROWS] = weights.block_emb.read(slice(begin, begin + _ROWS))

@@ -46,6 +46,8 @@ def refresh(values: flags.FlagValues) -> None:
   timeout = values.timeout
   if timeout is None and values.once:
     timeout = 0.0  # it is for a scheduler, which comes again: what is not there yet is not waited for
+  if run_dir.files.read(run_dir.config) is None and timeout != 0:
+    print(f"waiting for {run_dir.config}: realm train writes it", flush=True)
   config = stored_config(run_dir.read_config(timeout=600.0 if timeout is None else timeout))
   store = open_corpus(config)
   tower, settings = make_tower(config.model, store.description["vocabulary_size"]), refresh_settings(config.index)

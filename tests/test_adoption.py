@@ -1,5 +1,6 @@
 """Which snapshot is in force at which step, also after a crash."""
 
+import errno
 import json
 import pathlib
 import threading
@@ -16,7 +17,7 @@ from realm_jax.index.deletion import delete_old
 from realm_jax.index.journal import Adoption
 from realm_jax.index.run_dir import RunDir, wait_for
 from realm_jax.index.seal import unsealed
-from realm_jax.index.snapshot import Slice, publish, read_manifest
+from realm_jax.index.snapshot import Slice, UnusableSnapshot, is_refused, load, newest_step, publish, read_manifest
 from realm_jax.training.adoption import AdoptionSettings, SnapshotFollower, adoption_settings
 
 
@@ -260,9 +261,9 @@ def test_a_snapshot_of_other_parameters_than_were_exported_is_left_out(run_dir, 
   with Following(run_dir, sample_store, export_digest=digests.get) as following:
     publish_steps(run_dir, sample_store, 10)
     following.follower.adopt(10)
-    wait_for(lambda: len(following.lines) == 3, 20, "the log", poll=0.02)
-    assert following.lines[2].startswith("snapshot 2 is left out: snapshot 2 of ")
-    assert "params_digest 'digest10'" in following.lines[2] and "'mine'" in following.lines[2]
+    wait_for(lambda: is_refused(run_dir, 2), 20, "the refusal", poll=0.02)
+    assert following.lines[1] == "snapshot 2 is left out: it is of other parameters than were exported at its step"
+    assert newest_step(run_dir) == 0  # so that it is made again
     publish_steps(run_dir, sample_store, 20)  # of which no export is known any more
     following.adopt_soon(21, 3)
 
@@ -288,14 +289,14 @@ def test_age_is_warned_of_and_limited(run_dir, sample_store):
   publish_steps(run_dir, sample_store, 0)
   with Following(run_dir, sample_store, ages=(30, 100)) as following:
     following.versions(0, 30)
-    assert len(following.lines) == 2
+    assert len(following.lines) == 1
     following.versions(31, 32, 60)
-    assert following.lines[2:] == [
+    assert following.lines[1:] == [
       f"step 31: the index is 31 steps old; is realm refresh_index --workdir={run_dir.path} running, and fast enough "
       "for index.export_every=10?"
     ]
     following.versions(61)  # doubled
-    assert len(following.lines) == 4
+    assert len(following.lines) == 3
     with pytest.raises(TimeoutError) as error:
       following.follower.adopt(100)
     assert str(error.value) == (
@@ -326,7 +327,7 @@ def test_settings_of_the_config():
     assert adoption_settings(index, is_frozen=False) == AdoptionSettings(500, 500, 3600.0, 7, 2000)
     assert adoption_settings(index, is_frozen=True) == AdoptionSettings(500, None, 3600.0, 0, 0)
     index.refresh = "inline"
-    assert adoption_settings(index, is_frozen=False) == AdoptionSettings(500, 0, 0.0, 7, 2000)
+    assert adoption_settings(index, is_frozen=False) == AdoptionSettings(500, 0, 0.0, 7, 2000, is_inline=True)
     index.max_age = 500
     with pytest.raises(ValueError, match="^index.max_age=500, but parameters are exported every 500 steps; set it to"):
       adoption_settings(index, is_frozen=False)
@@ -345,7 +346,7 @@ def test_sync_adopts_at_multiples_only_and_waits_for_the_one_before(run_dir, sam
     with pytest.raises(TimeoutError) as error:
       following.follower.adopt(40)
     assert str(error.value) == (
-      f"waited 0 s for the snapshot of step 30 in {run_dir.index} (index.sync): "
+      f"waited 0 s for the snapshot of step 30 in {run_dir.index}: "
       f"is realm refresh_index --workdir={run_dir.path} running?"
     )
   with Following(run_dir, sample_store, lag=10, timeout=20, first_step=25) as following:
@@ -355,6 +356,36 @@ def test_sync_adopts_at_multiples_only_and_waits_for_the_one_before(run_dir, sam
     assert following.versions(40) == [4]
     indexer.join()
   assert journal(run_dir) == [entry(0, 1, 0), entry(20, 2, 10), entry(30, 3, 20), entry(40, 4, 30)]
+
+
+def test_where_the_one_that_is_due_was_lost_the_next_takes_its_place(run_dir, sample_store):
+  """Its export was damaged: the indexer left it out, and went on."""
+  publish_steps(run_dir, sample_store, 0)
+  with Following(run_dir, sample_store, lag=10, timeout=0.1) as following:
+    with pytest.raises(TimeoutError):
+      following.follower.adopt(20)
+    publish_steps(run_dir, sample_store, 20)
+    assert following.versions(20, 30) == [2, 2]  # so that nothing is due at 30
+    assert following.lines[1].startswith("step 20: there is no snapshot of step 10; that of step 20 takes its place")
+  assert journal(run_dir) == [entry(0, 1, 0), entry(20, 2, 20)]
+
+
+def test_what_a_disk_cannot_read_is_damaged_and_what_a_bucket_cannot_is_tried_again(run_dir, sample_store, monkeypatch):
+  publish_steps(run_dir, sample_store, 0, 10)
+
+  def read_data(directory, manifest):
+    raise OSError(errno.EIO, "Input/output error")
+
+  monkeypatch.setattr("realm_jax.index.snapshot.read_data", read_data)
+  with pytest.raises(UnusableSnapshot, match=r"Input/output error; delete .* and run realm refresh_index"):
+    load(run_dir, 2, sample_store)
+  run_dir.is_bucket = True
+  with pytest.raises(OSError, match="Input/output error"):
+    load(run_dir, 2, sample_store)
+  lines = []
+  with pytest.raises(TimeoutError):
+    SnapshotFollower(run_dir, sample_store, AdoptionSettings(10, timeout=0.5), first_step=10, log=lines.append)
+  assert len([line for line in lines if "can't be read, and is tried again" in line]) == 1  # not at every look
 
 
 def test_inline_adopts_what_was_published_at_the_same_step(run_dir, sample_store):
@@ -379,9 +410,11 @@ def test_a_damaged_snapshot_is_left_out_and_the_run_goes_on(run_dir, sample_stor
   with Following(run_dir, sample_store) as following:
     following.versions(10)
     publish_damaged(run_dir, sample_store, damage)
-    wait_for(lambda: len(following.lines) == 3, 20, "the log", poll=0.02)
-    assert following.lines[2].startswith("snapshot 2 is left out: ") and "is damaged" in following.lines[2]
-    assert "delete snapshot 2 and run realm refresh_index --once" in following.lines[2]
+    wait_for(lambda: len(following.lines) == 2, 20, "the log", poll=0.02)
+    assert following.lines[1].startswith("snapshot 2 is left out: ") and "is damaged" in following.lines[1]
+    remedy = f"delete {run_dir.snapshot(2)} and run realm refresh_index --once --workdir={run_dir.path}"
+    assert following.lines[1].endswith(remedy)
+    wait_for(lambda: newest_step(run_dir) == 0, 20, "it no longer counts as published", poll=0.02)
     assert following.versions(11, 12) == [1, 1]
     publish_steps(run_dir, sample_store, 20)
     following.adopt_soon(21, 3)

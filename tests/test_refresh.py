@@ -3,6 +3,7 @@
 import copy
 import json
 import re
+import threading
 
 import jax
 import ml_dtypes
@@ -13,6 +14,7 @@ from flax.core import FrozenDict
 from realm_jax.batch import Packed
 from realm_jax.config import paper_config
 from realm_jax.data.packing import pack
+from realm_jax.index.deletion import delete_old
 from realm_jax.index.digest import tree_digest
 from realm_jax.index.embed import embed_passages
 from realm_jax.index.refresh import (
@@ -23,10 +25,11 @@ from realm_jax.index.refresh import (
   follow,
   refresh_settings,
 )
-from realm_jax.index.run_dir import RunDir
-from realm_jax.index.snapshot import SnapshotError, load, read_manifest
+from realm_jax.index.run_dir import RunDir, wait_for
+from realm_jax.index.snapshot import SnapshotError, is_refused, load, read_manifest
 from realm_jax.index.tower_export import Export, TowerWriter
 from realm_jax.model.retriever import Tower
+from realm_jax.training.adoption import AdoptionSettings, SnapshotFollower
 
 
 @pytest.fixture(scope="module")
@@ -169,6 +172,62 @@ def test_only_the_newest_is_published_unless_in_order(tmp_path, tower, params, s
   write(run_dir, params, 30, 40)
   assert refresh(run_dir, tower, sample_store, once=True) == 1
   assert published_steps(run_dir) == [10, 20, 40]
+
+
+def test_once_is_once_though_the_trainer_goes_on(tmp_path, tower, params, sample_store):
+  for in_order in (False, True):
+    run_dir = RunDir(tmp_path / str(in_order))
+    write(run_dir, params, 0, 10)
+    refresher, embedded = make_refresher(run_dir, tower, sample_store, []), []
+
+    def embed(tower_params, begin, end, run_dir=run_dir, embedded=embedded):
+      embedded.append(len(embedded))
+      write(run_dir, params, 20 + embedded[-1])  # faster than it embeds
+      return np.zeros((end - begin, 8), ml_dtypes.bfloat16)
+
+    refresher._embed_part = embed
+    abstract_params = abstract_tower_params(tower, sample_store.passage_length)
+    assert follow(refresher, run_dir, abstract_params, once=True, timeout=0.0, in_order=in_order) == 1 + in_order
+    assert published_steps(run_dir) == ([0, 10] if in_order else [10])
+
+
+def test_what_the_trainer_refuses_is_made_again_while_the_indexer_lives(tmp_path, tower, params, sample_store):
+  run_dir, lines = RunDir(tmp_path), []
+  write(run_dir, params, 0)
+  indexer = threading.Thread(target=refresh, args=(run_dir, tower, sample_store), kwargs={"timeout": 60})
+  indexer.start()
+  wait_for(lambda: run_dir.snapshot_versions() == [1], 30, "the first", poll=0.02)
+  # It rots after the indexer has written it, and before the trainer looks.
+  embeddings = run_dir.snapshot(1) / read_manifest(run_dir, 1)["writer"] / "embeddings"
+  embeddings.rmtree()
+  follower = SnapshotFollower(run_dir, sample_store, AdoptionSettings(10, timeout=30), first_step=0, log=lines.append)
+  follower.close()
+  assert follower.version == 2 and follower.snapshot.params_step == 0
+  assert lines[0].startswith("snapshot 1 is left out: ") and "is missing; delete " in lines[0]
+  run_dir.done.write_text("done\n")
+  indexer.join()
+  delete_old(run_dir, keep=3)
+  assert run_dir.snapshot_versions() == [2]  # nobody needs what was refused
+
+
+def test_parameters_made_again_by_other_arithmetic_are_published_again(tmp_path, tower, params, sample_store):
+  """With index.sync. Steps 4 and 8 are published already; the trainer resumes before 4, on another device."""
+  run_dir, lines = RunDir(tmp_path), []
+  write(run_dir, params, 0, 4, 8)
+  assert refresh(run_dir, tower, sample_store, once=True, in_order=True) == 3
+  writer = TowerWriter(run_dir, log=lines.append)
+  other = jax.tree.map(lambda x: np.nextafter(x, np.float32(9)), scaled(params, 4))
+  writer.write(4, other)
+  writer.wait()
+  assert lines == ["the export of step 4 was damaged, or made by other arithmetic: it is written again"]
+  assert [is_refused(run_dir, version) for version in (1, 2, 3)] == [False, True, True]
+  assert refresh(run_dir, tower, sample_store, once=True, in_order=True) == 2
+  settings = AdoptionSettings(4, lag=4, timeout=1)
+  follower = SnapshotFollower(
+    run_dir, sample_store, settings, first_step=2, export_digest=writer.digest, log=lines.append
+  )
+  assert follower.adopt(8).manifest["params_digest"] == tree_digest(other)
+  assert follower.version == 4
 
 
 def test_old_snapshots_go(tmp_path, tower, params, sample_store):

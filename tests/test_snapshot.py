@@ -1,6 +1,7 @@
 """Snapshots: published whole, found again bit for bit, refused when anything differs."""
 
 import copy
+import errno
 import json
 import re
 import shutil
@@ -70,6 +71,20 @@ def test_versions_grow(tmp_path, sample_store):
   assert run_dir.snapshot_versions() == [1, 2, 3]
 
 
+def test_a_disk_that_gets_full_is_left_as_it_was(tmp_path, sample_store, monkeypatch):
+  run_dir = RunDir(tmp_path)
+  publish_one(run_dir, sample_store)
+
+  def is_full(directory):
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+  monkeypatch.setattr("realm_jax.index.snapshot_data.file_digests", is_full)
+  for _ in range(3):
+    with pytest.raises(OSError, match="No space left on device"):
+      publish_one(run_dir, sample_store, step=10)
+  assert run_dir.files.names(run_dir.snapshot(2)) == []
+
+
 def test_an_uncommitted_snapshot_is_invisible(tmp_path, sample_store, monkeypatch):
   run_dir = RunDir(tmp_path)
 
@@ -82,7 +97,8 @@ def test_an_uncommitted_snapshot_is_invisible(tmp_path, sample_store, monkeypatc
       publish_one(run_dir, sample_store)
   assert run_dir.snapshot(1).exists() and run_dir.snapshot_versions() == []
   with pytest.raises(
-    SnapshotError, match=r"^snapshot 1 is not in .*/index \(no .*/COMMIT\); run realm refresh_index --once$"
+    SnapshotError,
+    match=r"^snapshot 1 is not in .*/index \(no .*/COMMIT\); run realm refresh_index --once --workdir=\S+$",
   ):
     load(run_dir, 1, sample_store)
   assert publish_one(run_dir, sample_store) == 1  # the debris is in nobody's way
@@ -101,11 +117,12 @@ def test_an_embedding_that_is_not_finite_is_refused(tmp_path, sample_store):
   assert not (tmp_path / "index").exists()
 
 
-def refused(field, value, remedy="run realm refresh_index --once with this corpus$"):
+def refused(field, value, remedy=r"run realm refresh_index --once --workdir=\S+ with this corpus$"):
   return field, value, rf"has {field} {re.escape(repr(value))}, .*{remedy}"
 
 
-DAMAGED = r"COMMIT is damaged \(.*\); delete snapshot 1 and run realm refresh_index --once$"
+REMEDY = r"delete \S+/index/00000001 and run realm refresh_index --once --workdir=\S+$"
+DAMAGED = r"COMMIT is damaged \(.*\); delete \S+/index/00000001 and run realm refresh_index --once --workdir=\S+$"
 
 
 @pytest.mark.parametrize(
@@ -126,9 +143,9 @@ DAMAGED = r"COMMIT is damaged \(.*\); delete snapshot 1 and run realm refresh_in
     refused("params_digest", "digest1"),
     refused("params_digest", ""),
     refused("embedding_digest", "0" * 32),
-    refused("format", "realm-snapshot-1", "delete snapshot 1 and run realm refresh_index --once$"),
-    refused("format", "realm-snapshot-3", "delete snapshot 1 and run realm refresh_index --once$"),
-    refused("format", None, "delete snapshot 1 and run realm refresh_index --once$"),
+    refused("format", "realm-snapshot-1", REMEDY),
+    refused("format", "realm-snapshot-3", REMEDY),
+    refused("format", None, REMEDY),
   ],
 )
 def test_a_manifest_of_something_else_is_refused_by_name(tmp_path, sample_store, field, value, message):
@@ -166,7 +183,7 @@ def test_versions_that_were_swapped_or_renamed_are_refused(tmp_path, sample_stor
   (tmp_path / "other").rename(run_dir.snapshot(5))
   for version in (1, 5):
     with pytest.raises(
-      SnapshotError, match=rf"its seal is not that of index/{version}: .*; delete snapshot {version} "
+      SnapshotError, match=rf"its seal is not that of index/{version}: .*; delete \S+/{version:08d} "
     ):
       load(run_dir, version, sample_store)
   assert publish_one(run_dir, sample_store, step=2) == 6  # neither counts as published
@@ -177,7 +194,7 @@ def test_a_file_that_says_other_embeddings_than_the_manifest_is_refused(tmp_path
   run_dir = RunDir(tmp_path)
   publish_one(run_dir, sample_store)
   rewrite_manifest(run_dir, {"embedding_digest": "0" * 32})
-  with pytest.raises(SnapshotError, match=r"embeddings is damaged; delete snapshot 1 and run realm refresh_index"):
+  with pytest.raises(SnapshotError, match=r"embeddings is damaged; delete \S+ and run realm refresh_index"):
     load(run_dir, 1, sample_store)
 
 
@@ -187,7 +204,7 @@ def test_embeddings_that_are_not_finite_are_never_loaded(tmp_path, sample_store,
   with monkeypatch.context() as patched:
     patched.setattr(snapshots, "first_not_finite", lambda emb_ND: None)  # an indexer that did not look
     publish(run_dir, emb_ND, sample_store, params_step=0, params_digest="")
-  with pytest.raises(SnapshotError, match=r"embeddings is damaged; delete snapshot 1"):
+  with pytest.raises(SnapshotError, match=r"embeddings is damaged; delete \S+/00000001"):
     load(run_dir, 1, sample_store)
 
 
@@ -233,7 +250,8 @@ def test_damage_in_any_file_is_refused(tmp_path, sample_store, damage, says):
     damage(path)
     with pytest.raises(SnapshotError) as error:
       load(run_dir, 1, sample_store)
-    assert str(error.value) == f"{path} {says}; delete snapshot 1 and run realm refresh_index --once"
+    remedy = f"delete {run_dir.snapshot(1)} and run realm refresh_index --once --workdir={run_dir.path}"
+    assert str(error.value) == f"{path} {says}; {remedy}"
     path.write_bytes(content)
   assert load(run_dir, 1, sample_store).version == 1
 
@@ -252,7 +270,7 @@ def test_a_flipped_bit_anywhere_in_commit_is_refused(tmp_path, sample_store):
       try:
         assert read_manifest(run_dir, 1) == manifest  # white space between the fields
       except SnapshotError as error:
-        assert "COMMIT" in str(error) and "delete snapshot 1 and run realm refresh_index --once" in str(error)
+        assert "COMMIT" in str(error) and "and run realm refresh_index --once" in str(error)
   for length in (0, 1, len(content) // 2, len(content) - 1):
     path.write_bytes(content[:length])
     with pytest.raises(SnapshotError, match="COMMIT is damaged"):

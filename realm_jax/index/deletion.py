@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from realm_jax.index.journal import versions_in_use
 from realm_jax.index.run_dir import RunDir
-from realm_jax.index.snapshot import SnapshotError, read_manifest
+from realm_jax.index.snapshot import SnapshotError, is_refused, read_manifest
 
 
 def delete_old(run_dir: RunDir, *, keep: int) -> list[int]:
-  """Deletes versions that are not among the newest `keep`, and that no trainer loads or would adopt again.
+  """Deletes versions that are refused or not among the newest `keep`, and that no trainer loads or would adopt again.
 
   A version is marked before it is looked whether the trainer needs it, and the trainer claims a version before it looks
   for the mark: one of them sees the other. The mark stays, so that a version which was spared is never begun with anew,
@@ -18,7 +18,9 @@ def delete_old(run_dir: RunDir, *, keep: int) -> list[int]:
     The versions that are gone.
   """
   versions = run_dir.snapshot_versions()
-  old = versions[:-keep]
+  kept = [v for v in versions if not is_refused(run_dir, v)][-keep:]
+  # A refused one that is the newest stays: its number must not be given to another.
+  old = [v for v in versions if v not in kept and v < max(kept, default=0)]
   used = versions_in_use(run_dir) if old else set()
   if used is None:
     return []
@@ -47,5 +49,5 @@ def _delete_rubbish(run_dir: RunDir, newest: int) -> None:
           run_dir.files.remove_tree(run_dir.snapshot(version))
         continue
       for name in run_dir.files.names(run_dir.snapshot(version)):
-        if name not in ("COMMIT", "DELETING", writer):
+        if name not in ("COMMIT", "DELETING", "REFUSED", writer):
           run_dir.files.remove_tree(run_dir.snapshot(version) / name)

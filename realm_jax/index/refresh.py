@@ -147,7 +147,7 @@ class Refresher:
   def _take_over_newest(self) -> None:
     """Finds out which of the newest snapshots are damaged, and goes on from the newest that is whole."""
     for version in reversed(self._run_dir.snapshot_versions()):
-      if version in self._damaged:
+      if version in self._damaged or snapshots.is_refused(self._run_dir, version):
         continue
       try:
         snapshot = snapshots.load(self._run_dir, version, self._store)
@@ -175,8 +175,8 @@ def follow(
   If `in_order`, of each export in turn: a trainer with index.sync waits for every one of them, also for those that were
   written while no indexer ran.
 
-  Ends after one round if `once`; when the trainer is DONE and its last parameters are published; or when nothing new
-  came for `timeout` seconds (TimeoutError).
+  Ends, if `once`, with what was there to be published at first; when the trainer is DONE and its last parameters are
+  published; or when nothing new came for `timeout` seconds (TimeoutError).
 
   Args:
     abstract_params: see `abstract_tower_params`.
@@ -186,11 +186,16 @@ def follow(
   """
   left_out: set[int] = set()
   num_published = 0
-  published_step = refresher.published_step()
+  last_step = None  # of what `once` publishes: a trainer may export faster than this embeds
+  waits = False
   deadline = time.monotonic() + timeout
   while True:
     is_done = run_dir.is_done()  # read before the parameters: after DONE no newer ones come
     steps = run_dir.export_steps()
+    if once and steps:
+      last_step = last_step if last_step is not None else steps[-1]
+      steps = [s for s in steps if s <= last_step]
+    published_step = refresher.published_step()  # the trainer may have refused what it was
     unpublished = [s for s in steps if (published_step is None or s > published_step) and s not in left_out]
     if unpublished:
       step = unpublished[0 if in_order else -1]
@@ -208,10 +213,12 @@ def follow(
         log(f"the parameters of step {step} are left out: {error}")
         left_out.add(step)
         continue
-      published_step = refresher.published_step()
       num_published += version is not None
+      if once and not in_order:
+        return num_published
+      waits = False
       deadline = time.monotonic() + timeout
-    elif is_done or (once and steps):
+    elif is_done or last_step is not None:
       return num_published
     elif time.monotonic() > deadline:
       raise TimeoutError(
@@ -219,6 +226,9 @@ def follow(
         "stopped? Start it again, then this"
       )
     else:
+      if not steps and not waits:
+        log(f"waiting for parameters in {run_dir.retriever}: realm train writes them")
+        waits = True
       time.sleep(run_dir.poll)
 
 

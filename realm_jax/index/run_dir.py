@@ -54,6 +54,10 @@ class RunDir:
     """Stands beside COMMIT from when a version is about to be deleted: nobody may begin to use it."""
     return self.snapshot(version) / "DELETING"
 
+  def snapshot_refused(self, version: int) -> epath.Path:
+    """Stands beside COMMIT from when the trainer can't use a version: it no longer counts as published."""
+    return self.snapshot(version) / "REFUSED"
+
   def snapshot_numbers(self) -> list[int]:
     """Versions of which anything is there, committed or not, ascending."""
     return self._numbers(self.index)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import json
 import uuid
 from collections.abc import Mapping, Sequence
@@ -16,7 +18,14 @@ from realm_jax.data.passages import PassageStore
 from realm_jax.index.run_dir import RunDir
 from realm_jax.index.seal import sealed, unsealed
 from realm_jax.index.searcher import ScannSearcher, Searcher, scann_settings
-from realm_jax.index.snapshot_data import SnapshotError, digest_of, first_not_finite, read_data, write_data
+from realm_jax.index.snapshot_data import (
+  SnapshotError,
+  UnusableSnapshot,
+  digest_of,
+  first_not_finite,
+  read_data,
+  write_data,
+)
 from realm_jax.index.snapshot_process import SnapshotProcess
 
 FORMAT = "realm-snapshot-2"
@@ -120,6 +129,8 @@ def publish(
     try:
       content = manifest | {"writer": writer, "file_digest": write_data(data, emb_ND, built)}
     except OSError:
+      with contextlib.suppress(OSError):
+        run_dir.files.remove_tree(data)  # it may be what fills the disk
       if max(run_dir.snapshot_versions(), default=0) < version:
         raise
       continue  # another writer was faster, and has cleaned up
@@ -128,28 +139,40 @@ def publish(
     run_dir.files.remove_tree(data)
 
 
+def refuse(run_dir: RunDir, version: int, reason: str) -> None:
+  """The trainer's: from now on this version does not count as published, so that the indexer makes another one.
+
+  A run that adopted it may still adopt it again.
+  """
+  run_dir.files.create(run_dir.snapshot_refused(version), reason)
+
+
+def is_refused(run_dir: RunDir, version: int) -> bool:
+  """Whether the trainer has refused a version."""
+  return run_dir.files.read(run_dir.snapshot_refused(version)) is not None
+
+
 def newest_step(run_dir: RunDir, damaged: frozenset[int] = frozenset()) -> int | None:
-  """The step whose parameters embedded the newest snapshot, damaged versions left out."""
+  """The step whose parameters embedded the newest snapshot, damaged and refused versions left out."""
   return _newest_step(run_dir, run_dir.snapshot_versions(), damaged)
 
 
 def _newest_step(run_dir: RunDir, versions: list[int], damaged: frozenset[int]) -> int | None:
   for version in reversed(versions):
-    if version not in damaged:
-      try:
-        return read_manifest(run_dir, version)["params_step"]
-      except SnapshotError:
-        continue
+    if version in damaged or is_refused(run_dir, version):
+      continue
+    with contextlib.suppress(SnapshotError):
+      return read_manifest(run_dir, version)["params_step"]
   return None
 
 
 def read_manifest(run_dir: RunDir, version: int) -> dict[str, Any]:
   """A committed snapshot's manifest, as it was written; raises SnapshotError if it was not."""
   path = run_dir.snapshot_commit(version)
-  remedy = f"delete snapshot {version} and run realm refresh_index --once"
+  remedy = _remedy(run_dir, version)
   text = run_dir.files.read(path)
   if text is None:
-    raise SnapshotError(f"snapshot {version} is not in {run_dir.index} (no {path}); run realm refresh_index --once")
+    raise SnapshotError(f"snapshot {version} is not in {run_dir.index} (no {path}); run {_refresh(run_dir)}")
   try:
     manifest = unsealed(json.loads(text), _place(version))
   except ValueError as error:
@@ -161,6 +184,14 @@ def read_manifest(run_dir: RunDir, version: int) -> dict[str, Any]:
 
 def _place(version: int) -> str:
   return f"index/{version}"
+
+
+def _refresh(run_dir: RunDir) -> str:
+  return f"realm refresh_index --once --workdir={run_dir.path}"
+
+
+def _remedy(run_dir: RunDir, version: int) -> str:
+  return f"delete {run_dir.snapshot(version)} and run {_refresh(run_dir)}"
 
 
 def _check_fits(run_dir: RunDir, version: int, manifest: dict[str, Any], store: PassageStore, **expected: Any) -> None:
@@ -177,7 +208,7 @@ def _check_fits(run_dir: RunDir, version: int, manifest: dict[str, Any], store: 
     if manifest.get(name) != value:
       raise SnapshotError(
         f"snapshot {version} of {run_dir.path} has {name} {manifest.get(name)!r}, the corpus {store.path} and the "
-        f"model have {value!r}; run realm refresh_index --once with this corpus"
+        f"model have {value!r}; run {_refresh(run_dir)} with this corpus"
       )
 
 
@@ -195,7 +226,7 @@ def load(
     is_awaited: the loop stands still until it is there.
 
   Raises:
-    SnapshotError: names what differs, with the remedy.
+    SnapshotError: names what differs, with the remedy; UnusableSnapshot where it is not what was published.
   """
   manifest = read_manifest(run_dir, version)
   _check_fits(
@@ -210,6 +241,9 @@ def load(
       process = SnapshotProcess(str(data), manifest, manner=manner)
       return Snapshot(version, manifest, process.passage_emb_ND, process)
     emb_ND, searcher = read_data(data, manifest)
-  except SnapshotError as error:
-    raise SnapshotError(f"{error}; delete snapshot {version} and run realm refresh_index --once") from error
+  except (SnapshotError, OSError) as error:
+    # What a disk can't read stays so; a bucket may only be out of reach.
+    if isinstance(error, OSError) and (run_dir.is_bucket or error.errno != errno.EIO):
+      raise
+    raise UnusableSnapshot(f"{error}; {_remedy(run_dir, version)}") from error
   return Snapshot(version, manifest, emb_ND, searcher)

@@ -20,6 +20,10 @@ class SnapshotError(ValueError):
   """A snapshot that must not be used; the message says what differs, and the remedy."""
 
 
+class UnusableSnapshot(SnapshotError):
+  """One that the indexer can make again: it is damaged, or of other parameters than were exported."""
+
+
 def write_data(directory: epath.Path, emb_ND: np.ndarray, searcher: Searcher | None) -> dict[str, str]:
   """Writes the arrays, and ScaNN's assets if there is such a searcher; returns the digest of each file."""
   directory.mkdir(parents=True)

@@ -75,7 +75,9 @@ class SnapshotProcess:
     if not line:
       raise RuntimeError(self._obituary())
     if error := json.loads(line):
-      raise (SnapshotError if error["kind"] == "SnapshotError" else OSError)(error["message"])
+      if error["kind"] == "SnapshotError":
+        raise SnapshotError(error["message"])
+      raise OSError(error["errno"], error["message"])
 
   def _write(self, content: bytes) -> None:
     assert self._process.stdin is not None

@@ -47,7 +47,7 @@ def serve(directory: str, emb_fd: int, queries: BinaryIO, answers: BinaryIO, man
     _answer(searcher, header, queries, answers)
 
 
-def read(directory: str, manifest: dict[str, Any], emb_fd: int) -> tuple[Searcher | None, dict[str, str] | None]:
+def read(directory: str, manifest: dict[str, Any], emb_fd: int) -> tuple[Searcher | None, dict[str, Any] | None]:
   """The searcher; or else the kind of error and its message."""
   import numpy as np  # noqa: PLC0415
   from absl import logging  # noqa: PLC0415
@@ -61,7 +61,8 @@ def read(directory: str, manifest: dict[str, Any], emb_fd: int) -> tuple[Searche
     with os.fdopen(emb_fd, "wb") as file:
       file.write(np.ascontiguousarray(emb_ND).view(np.uint8).data)
   except (SnapshotError, OSError) as error:
-    return None, {"kind": "SnapshotError" if isinstance(error, SnapshotError) else "OSError", "message": str(error)}
+    kind = "SnapshotError" if isinstance(error, SnapshotError) else "OSError"
+    return None, {"kind": kind, "errno": getattr(error, "errno", None), "message": str(error)}
   return searcher, None
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -13,6 +14,7 @@ from realm_jax.index.digest import is_finite, tree_digest
 from realm_jax.index.hosts import by_itself, checkpointer_of
 from realm_jax.index.run_dir import RunDir
 from realm_jax.index.seal import first_line, sealed, unsealed
+from realm_jax.index.snapshot import SnapshotError, read_manifest, refuse
 
 _KEPT = 3  # the indexer may still be reading the last but one
 
@@ -40,9 +42,9 @@ class TowerWriter:
         max_to_keep=_KEPT, create=False, cleanup_tmp_directories=True, multiprocessing_options=by_itself()
       ),
     )
-    self._log = log
+    self._run_dir, self._log = run_dir, log
     self._digests: dict[int, str] = {}  # of this life
-    self._set_damaged_aside(run_dir)
+    self._set_damaged_aside()
 
   def newest_step(self) -> int | None:
     """Of the exports; None: there is none."""
@@ -72,6 +74,7 @@ class TowerWriter:
         f"the retriever's parameters of step {step} are not finite: training has diverged; go on from an earlier "
         "checkpoint with a lower optimizer.learning_rate, in another --workdir"
       )
+    before = self.digest(step)
     digest = self._digests[step] = tree_digest(params)
     if step in self._manager.all_steps():
       if self._is_whole(step, digest):
@@ -79,6 +82,8 @@ class TowerWriter:
       self._log(f"the export of step {step} was damaged, or made by other arithmetic: it is written again")
       self._manager.wait_until_finished()
       self._manager.delete(step)
+      if before not in (None, digest):
+        self._refuse_snapshots_since(step)
     elif step < (self._manager.latest_step() or 0):
       return digest  # it was there, and has been deleted as an old one
     self._manager.save(
@@ -99,15 +104,22 @@ class TowerWriter:
     """Waits for the last export, and raises what went wrong with it."""
     self._manager.close()  # waits for the last save, and raises what went wrong in it
 
-  def _set_damaged_aside(self, run_dir: RunDir) -> None:
+  def _set_damaged_aside(self) -> None:
     """What stands under a later number than its own would hide that the steps before are still to be exported."""
     for step in self._manager.all_steps():
       try:
         self._read_digest(step)
       except Exception as error:  # noqa: BLE001 whatever a damaged file makes Orbax raise
-        aside = run_dir.set_aside(run_dir.retriever / str(step))
+        aside = self._run_dir.set_aside(self._run_dir.retriever / str(step))
         self._log(f"the export of step {step} is damaged ({first_line(error)}) and was moved to {aside}")
     self._manager.reload()
+
+  def _refuse_snapshots_since(self, step: int) -> None:
+    """They are of parameters that this life makes anew, and the indexer would take them for these."""
+    for version in self._run_dir.snapshot_versions():
+      with contextlib.suppress(SnapshotError):
+        if read_manifest(self._run_dir, version)["params_step"] >= step:
+          refuse(self._run_dir, version, f"the parameters of step {step} were made again, by other arithmetic")
 
   def _read_digest(self, step: int) -> str:
     manifest = self._manager.restore(step, args=ocp.args.Composite(manifest=ocp.args.JsonRestore()))["manifest"]

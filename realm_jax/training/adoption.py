@@ -13,7 +13,7 @@ from realm_jax.index import journal
 from realm_jax.index import snapshot as snapshots
 from realm_jax.index.journal import Adoption
 from realm_jax.index.run_dir import RunDir, wait_for
-from realm_jax.index.snapshot import Snapshot, SnapshotError
+from realm_jax.index.snapshot import Snapshot, SnapshotError, UnusableSnapshot
 
 
 class AdoptionSettings(NamedTuple):
@@ -24,6 +24,7 @@ class AdoptionSettings(NamedTuple):
     the parameters of `lag` steps before, and wait for it.
   timeout: seconds to wait for a snapshot.
   warn_age, max_age: steps. Above the first a warning is logged; at the second the trainer waits. 0: never.
+  is_inline: the trainer publishes the snapshots itself.
   """
 
   export_every: int
@@ -31,6 +32,7 @@ class AdoptionSettings(NamedTuple):
   timeout: float = 3600.0
   warn_age: int = 0
   max_age: int = 0
+  is_inline: bool = False
 
 
 def adoption_settings(index: ConfigDict, *, is_frozen: bool) -> AdoptionSettings:
@@ -49,13 +51,14 @@ def adoption_settings(index: ConfigDict, *, is_frozen: bool) -> AdoptionSettings
   is_inline = index.refresh == "inline"
   timeout = 0.0 if is_inline else index.timeout  # what the trainer publishes itself is there
   if is_frozen:
-    return AdoptionSettings(index.export_every, timeout=timeout)
+    return AdoptionSettings(index.export_every, timeout=timeout, is_inline=is_inline)
   return AdoptionSettings(
     export_every=index.export_every,
     lag=0 if is_inline else index.export_every if index.sync else None,
     timeout=timeout,
     warn_age=index.warn_age or 10 * index.export_every,
     max_age=index.max_age,
+    is_inline=is_inline,
   )
 
 
@@ -99,6 +102,7 @@ class SnapshotFollower:
     self._ready: Snapshot | None = None
     self._retired: Snapshot | None = None  # given up by the loop; freeing it takes longer than a step can wait
     self._left_out: set[int] = set()
+    self._trouble = ""  # why a snapshot could not be read last time
     self._warned_age = float(settings.warn_age)
     self._stopped = threading.Event()
     self._thread: threading.Thread | None = None
@@ -183,25 +187,32 @@ class SnapshotFollower:
       if manifest["params_step"] < least_step:
         self._left_out.add(version)  # by an indexer that was late
         return None
+      digest = self._export_digest(manifest["params_step"])
+      if digest not in (None, manifest["params_digest"]):
+        raise UnusableSnapshot("it is of other parameters than were exported at its step")
       journal.claim(self._run_dir, version)
       # After the claim: an indexer that has not seen it yet has marked the version before.
       if not self._is_offered(version):
         return None
-      digest = self._export_digest(manifest["params_step"])
-      return self._load(version, is_awaited=is_awaited, params_digest=digest)
+      return self._load(version, is_awaited=is_awaited)
     except SnapshotError as error:
       # Training goes on with the snapshot that it has; a whole one will follow.
       self._left_out.add(version)
       self._log(f"snapshot {version} is left out: {error}")
+      if isinstance(error, UnusableSnapshot):
+        snapshots.refuse(self._run_dir, version, str(error))
     except OSError as error:
-      self._log(f"snapshot {version} can't be read, and is tried again: {error}")
+      if str(error) != self._trouble:
+        self._log(f"snapshot {version} can't be read, and is tried again: {error}")
+      self._trouble = str(error)
     return None
 
   def _is_offered(self, version: int) -> bool:
-    """Whether a version is committed, and not about to be deleted."""
+    """Whether a version is committed, not refused, and not about to be deleted."""
     files = self._run_dir.files
     return (
       files.read(self._run_dir.snapshot_deleting(version)) is None
+      and not snapshots.is_refused(self._run_dir, version)
       and files.read(self._run_dir.snapshot_commit(version)) is not None
     )
 
@@ -223,41 +234,48 @@ class SnapshotFollower:
     self._log(f"step {self._step}: snapshot {self.version} adopted, {self.age(self._step):.0f} steps old")
 
   def _wait_for_first(self) -> Snapshot:
-    self._log(f"waiting for the first snapshot: run  realm refresh_index --workdir={self._run_dir.path}  beside this")
-
     def first() -> Snapshot | None:
       versions = self._run_dir.snapshot_versions()
       return self._load_first(versions if self._settings.lag is not None else reversed(versions))
 
-    return wait_for(
-      first,
-      self._settings.timeout,
-      f"a snapshot in {self._run_dir.index}: is realm refresh_index --workdir={self._run_dir.path} running?",
-      poll=self._run_dir.poll,
-    )
+    if snapshot := first():
+      return snapshot
+    if not self._settings.is_inline:
+      self._log(f"waiting for the first snapshot: run  realm refresh_index --workdir={self._run_dir.path}  beside this")
+    return self._wait_for(first, f"a snapshot in {self._run_dir.index}")
 
   def _wait_for_params(self, params_step: int) -> Snapshot:
     def of_step() -> Snapshot | None:
-      versions = self._run_dir.snapshot_versions()
-      return self._load_first(v for v in reversed(versions) if self._is_of(v, params_step))
+      versions = [v for v in self._run_dir.snapshot_versions() if v not in self._left_out and self._is_offered(v)]
+      if wanted := [v for v in reversed(versions) if self._params_step(v) == params_step]:
+        return self._load_first(wanted)
+      # Snapshots come in order: where there is a later one, the export was damaged, and this one will not come.
+      if snapshot := self._load_first(v for v in versions if self._params_step(v) > params_step):
+        self._log(
+          f"step {self._step}: there is no snapshot of step {params_step}; that of step {snapshot.params_step} takes "
+          "its place, and the bits are no longer those of a run to which nothing happened"
+        )
+      return snapshot
 
-    return wait_for(
-      of_step,
-      self._settings.timeout,
-      f"the snapshot of step {params_step} in {self._run_dir.index} (index.sync): "
-      f"is realm refresh_index --workdir={self._run_dir.path} running?",
-      poll=self._run_dir.poll,
-    )
+    return self._wait_for(of_step, f"the snapshot of step {params_step} in {self._run_dir.index}")
+
+  def _wait_for(self, condition: Callable[[], Snapshot | None], what: str) -> Snapshot:
+    if self._settings.is_inline:
+      what += ", which this trainer publishes itself (index.refresh=inline): the lines above say why not"
+    else:
+      what += f": is realm refresh_index --workdir={self._run_dir.path} running?"
+    return wait_for(condition, self._settings.timeout, what, poll=self._run_dir.poll)
 
   def _load_first(self, versions: Iterable[int]) -> Snapshot | None:
     """The first that can be loaded."""
     return next(filter(None, map(self._load_candidate, versions)), None)
 
-  def _is_of(self, version: int, params_step: int) -> bool:
+  def _params_step(self, version: int) -> int:
+    """Of a version; -1 if it can't be told."""
     try:
-      return snapshots.read_manifest(self._run_dir, version)["params_step"] == params_step
+      return snapshots.read_manifest(self._run_dir, version)["params_step"]
     except SnapshotError:
-      return False
+      return -1
 
   def _load_journalled(self, entry: Adoption) -> Snapshot:
     """The snapshot that an earlier life adopted, marked for deletion or not."""

@@ -36,7 +36,9 @@ class Follower(Protocol):
 
 
 def make_follower(
-  make: Callable[[Callable[[int], bool]], SnapshotFollower], load: Callable[[int, bool], Snapshot]
+  make: Callable[[Callable[[int], bool]], SnapshotFollower],
+  load: Callable[[int, bool], Snapshot],
+  log: Callable[[str], None] = print,
 ) -> Follower:
   """The follower of a job on one host, or on several.
 
@@ -46,14 +48,20 @@ def make_follower(
   """
   if jax.process_count() == 1:
     return make(lambda version: True)
-  return JointFollower(make, load)
+  return JointFollower(make, load, log)
 
 
 class JointFollower:
   """Swaps at the same step on all hosts, when all have loaded what the first one has."""
 
-  def __init__(self, make: Callable[[Callable[[int], bool]], SnapshotFollower], load: Callable[[int, bool], Snapshot]):
-    self._load, self._all_hold = load, 0
+  def __init__(
+    self,
+    make: Callable[[Callable[[int], bool]], SnapshotFollower],
+    load: Callable[[int, bool], Snapshot],
+    log: Callable[[str], None] = print,
+  ):
+    self._load, self._log, self._all_hold = load, log, 0
+    self._trouble = ""  # why a snapshot could not be loaded last time
     self._leader: SnapshotFollower | None = None
     self._executor = concurrent.futures.ThreadPoolExecutor(1)
     self._loading: tuple[int, concurrent.futures.Future[Snapshot]] | None = None
@@ -100,10 +108,16 @@ class JointFollower:
     return 0
 
   def _begin_to_load(self, version: int) -> None:
-    """Beside the loop, what the first host is ready to adopt."""
+    """Beside the loop, what the first host is ready to adopt; once more if that went wrong."""
+    if self._loading and self._loading[1].done() and (error := self._loading[1].exception()):
+      if str(error) != self._trouble:
+        self._log(f"host {jax.process_index()} can't load snapshot {self._loading[0]}, and tries again: {error}")
+      self._trouble, self._loading = str(error), None
     if version > self.snapshot.version and (self._loading is None or self._loading[0] != version):
       self._loading = version, self._executor.submit(self._load, version, False)
 
   def _take(self, version: int) -> Snapshot:
     loading, self._loading = self._loading, None
-    return loading[1].result() if loading and loading[0] == version else self._load(version, True)
+    if loading and loading[0] == version and loading[1].exception() is None:
+      return loading[1].result()
+    return self._load(version, True)

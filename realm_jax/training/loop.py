@@ -192,7 +192,7 @@ def _follow(
   def load(version: int, is_awaited: bool) -> snapshots.Snapshot:
     return snapshots.load(run_dir, version, store, retrieval_size=size, beside_a_loop=True, is_awaited=is_awaited)
 
-  return make_follower(make, load)
+  return make_follower(make, load, log)
 
 
 def _start_or_resume(
