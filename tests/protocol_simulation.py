@@ -3,7 +3,9 @@
   python -m tests.protocol_simulation 17        repeats a seed, with what happened
 
 Files are a dictionary; time is a number that passes while everybody sleeps; each process has a clock of its own, up to
-an hour off. Parameters are digests of all that they were trained with, embeddings are digests of parameters.
+an hour off. Parameters are digests of all that they were trained with, embeddings are digests of parameters. In some
+worlds the trainer has index.sync; in some, snapshots and exports rot, or a trainer that starts again computes other
+bits than the one before: then it must get to its end, with an index of its last parameters.
 """
 
 from __future__ import annotations
@@ -29,12 +31,13 @@ from realm_jax.index.journal import read_journal
 from realm_jax.index.refresh import Refresher, RefreshSettings, follow
 from realm_jax.index.run_dir import RunDir
 from realm_jax.index.snapshot import SnapshotError
-from realm_jax.index.tower_export import Export
+from realm_jax.index.tower_export import DamagedExport, Export
 from realm_jax.training import adoption
 from realm_jax.training.adoption import AdoptionSettings, SnapshotFollower
 
 NUM_STEPS, EXPORT_EVERY, NUM_PASSAGES = 12, 3, 8
 TIMEOUT = 3600.0
+ROTTEN = b"rotten"
 
 
 class Killed(BaseException):
@@ -88,7 +91,16 @@ class World:
     self.log: list[str] = []
     self.verbose = verbose
     self.num_kills = self.num_pauses = self.num_operations = 0
-    self.exported: dict[int, str] = {}  # what each step's export was when it was first made
+    self.exported: dict[int, str] = {}  # what each step's export was when it was last made
+    self.is_sync = self.draws.random() < 0.3
+    self.has_rotten = False
+    self.rots = self.draws.choice([0, 0, 0, 3])
+    self.drifts = self.draws.random() < 0.2
+
+  @property
+  def is_faithful(self) -> bool:
+    """Whether all lives of the trainer must make the same bits."""
+    return not self.has_rotten and not self.drifts
 
   def say(self, text: str) -> None:
     line = f"{self.now:9.1f} {self.current.name if self.current else '-'}: {text}"
@@ -118,6 +130,8 @@ class World:
         self.num_kills += 1
         process.is_killed = True
         self.say("is killed")
+      elif self.rots and chance > 0.99:
+        self.rot()
       elif chance < 0.02:
         self.num_pauses += 1
         process.wake_at = self.now + self.draws.choice([1, 60, 5000, 20_000])
@@ -140,13 +154,26 @@ class World:
     process = self.processes[name] = Process(self, name, main)
     process.thread.start()
 
+  def rot(self) -> None:
+    """A bit changes in something that is whole, and will be of use."""
+    committed = [
+      name for name in self.contents if "/piece" in name and f"{name.rsplit('/', 2)[0]}/COMMIT" in self.contents
+    ]
+    exports = [str(self.run_dir.retriever / str(step)) for step in self.exported]
+    names = [name for name in committed + exports if self.contents.get(name, ROTTEN) != ROTTEN]
+    if names and str(self.run_dir.done) not in self.contents:
+      self.rots, self.has_rotten = self.rots - 1, True
+      name = self.draws.choice(names)
+      self.contents[name] = ROTTEN
+      self.say(f"{name} rots")
+
   # The processes
 
   def index(self) -> None:
-    settings = RefreshSettings(searcher="exact", keep=1)
+    settings = RefreshSettings(searcher="exact", keep=2 if self.is_sync else 1)
     store: Any = Store()
     refresher = Refresher(self.run_dir, store, settings, self.embed, log=self.say)
-    follow(refresher, self.run_dir, None, once=False, timeout=TIMEOUT, log=self.say)
+    follow(refresher, self.run_dir, None, once=False, timeout=TIMEOUT, in_order=self.is_sync, log=self.say)
 
   def embed(self, params, begin, end):
     self.current.point(self.draws.choice([1, 10, 1000]))
@@ -157,21 +184,23 @@ class World:
     files = self.run_dir.files
     steps = self.run_dir.checkpoint_steps()
     step, params, in_force = 0, "start", None
+    arithmetic = self.draws.random() if self.drifts else None
     if steps:
       step, params, in_force = json.loads(files.read(self.run_dir.checkpoints / str(steps[-1])))
       in_force = adoption.Adoption(*in_force) if in_force else None
     self.export(step, params)
+    settings = AdoptionSettings(EXPORT_EVERY, EXPORT_EVERY if self.is_sync else None, TIMEOUT)
     follower = SnapshotFollower(
-        self.run_dir, Store(), AdoptionSettings(EXPORT_EVERY, None, TIMEOUT), first_step=step, in_force=in_force,
+        self.run_dir, Store(), settings, first_step=step, in_force=in_force,
         newest_export=max(self.run_dir.export_steps(), default=None), log=self.say,
         export_digest=lambda s: self.exported.get(s),
     )  # fmt: skip
     while step < NUM_STEPS:
       self.export(step, params)
-      for _ in range(self.draws.choice([0, 1, 1, 2])):  # the thread that loads, between two of the loop's operations
-        follower.look()
+      for _ in range(0 if self.is_sync else self.draws.choice([0, 1, 1, 2])):
+        follower.look()  # the thread that loads, between two of the loop's operations
       used = follower.adopt(step)
-      params = digest([params, step, used.manifest["embedding_digest"]])
+      params = trained(params, step, used.manifest["embedding_digest"], arithmetic)
       step += 1
       self.current.point(self.draws.choice([0.1, 1, 30]))
       if self.draws.random() < 0.3 or step == NUM_STEPS:
@@ -185,17 +214,29 @@ class World:
   def export(self, step: int, params: str, *, is_last: bool = False) -> None:
     if step % EXPORT_EVERY and not is_last:
       return
-    assert self.exported.get(step, params) == params, f"step {step} was exported with other bits before"
-    if step not in self.run_dir.export_steps():
-      self.run_dir.files.replace(self.run_dir.retriever / str(step), params)
-      self.exported[step] = params
-      for old in self.run_dir.export_steps()[:-3]:
-        self.run_dir.files.remove(self.run_dir.retriever / str(old))
+    if self.is_faithful:
+      assert self.exported.get(step, params) == params, f"step {step} was exported with other bits before"
+    path, steps = self.run_dir.retriever / str(step), self.run_dir.export_steps()
+    if step in steps:
+      before = self.run_dir.files.read(path)
+      if before == params.encode():
+        return
+      self.run_dir.files.remove(path)
+      if before != ROTTEN:
+        snapshot.refuse_since(self.run_dir, step)
+    elif step < max(steps, default=0):
+      return  # it was there, and has been deleted as an old one
+    self.run_dir.files.replace(path, params)
+    self.exported[step] = params
+    for old in self.run_dir.export_steps()[:-3]:
+      self.run_dir.files.remove(self.run_dir.retriever / str(old))
 
   # The properties
 
   def check_resumable(self) -> None:
     """What a trainer would adopt again is there, and is what it was."""
+    if self.has_rotten:
+      return
     process, self.current = self.current, None
     entries, damaged = read_journal(self.run_dir)
     assert not damaged
@@ -209,11 +250,15 @@ class World:
 
   def check_end(self) -> None:
     self.check_resumable()
-    versions = self.run_dir.snapshot_versions()
+    versions = [v for v in self.run_dir.snapshot_versions() if not snapshot.is_refused(self.run_dir, v)]
     newest = snapshot.load(self.run_dir, versions[-1], Store())
     assert newest.params_step == NUM_STEPS
     assert newest.manifest["params_digest"] == self.exported[NUM_STEPS]
+    if not self.is_faithful:
+      return
     entries = read_journal(self.run_dir).entries
+    if self.is_sync:
+      assert sorted(entries) == [0, *range(2 * EXPORT_EVERY, NUM_STEPS, EXPORT_EVERY)]
     adopted = [entries[s].version for s in sorted(entries)]
     assert adopted == sorted(adopted)
     params_steps = [read["params_step"] for read in (snapshot.read_manifest(self.run_dir, v) for v in versions)]
@@ -223,9 +268,13 @@ class World:
     digests = {}
     for step in range(NUM_STEPS):
       in_force = max(s for s in entries if s <= step)
-      params = digest([params, step, entries[in_force].embedding_digest])
+      params = trained(params, step, entries[in_force].embedding_digest)
       digests[step + 1] = params
     assert self.exported == {0: "start"} | {s: digests[s] for s in self.exported if s}
+
+
+def trained(params: str, step: int, embedding_digest: str, arithmetic: float | None = None) -> str:
+  return digest([params, step, embedding_digest, arithmetic])
 
 
 def digest(content: Any) -> str:
@@ -328,6 +377,8 @@ def in_memory(world: World) -> contextlib.ExitStack:
     params = files.read(run_dir.retriever / str(step))
     if params is None:
       raise FileNotFoundError(step)
+    if params == ROTTEN:
+      raise DamagedExport(f"step {step} is rotten")
     return Export(step, params.decode(), params.decode())
 
   stack = contextlib.ExitStack()

@@ -342,3 +342,10 @@ def test_settings_below_one_are_refused(field):
     index[field] = 0
   with pytest.raises(ValueError, match=rf"^index\.{field}=0, expected at least 1$"):
     refresh_settings(index)
+
+
+def test_what_a_trainer_with_sync_waits_for_is_kept():
+  index = paper_config("pretrain").index
+  with index.unlocked():
+    index.update(keep=1, sync=True)
+  assert refresh_settings(index).keep == 2

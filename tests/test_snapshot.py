@@ -182,9 +182,7 @@ def test_versions_that_were_swapped_or_renamed_are_refused(tmp_path, sample_stor
   run_dir.snapshot(2).rename(run_dir.snapshot(1))
   (tmp_path / "other").rename(run_dir.snapshot(5))
   for version in (1, 5):
-    with pytest.raises(
-      SnapshotError, match=rf"its seal is not that of index/{version}: .*; delete \S+/{version:08d} "
-    ):
+    with pytest.raises(SnapshotError, match=rf"its seal is not that of index/{version}: .*; delete \S+/{version:08d} "):
       load(run_dir, version, sample_store)
   assert publish_one(run_dir, sample_store, step=2) == 6  # neither counts as published
   assert load(run_dir, 6, sample_store).params_step == 2

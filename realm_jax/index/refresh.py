@@ -48,7 +48,8 @@ def refresh_settings(index: Any) -> RefreshSettings:
   for name in ("keep", "num_slices", "batch_size"):
     if getattr(settings, name) < 1:
       raise ValueError(f"index.{name}={getattr(settings, name)}, expected at least 1")
-  return settings
+  # A trainer with index.sync waits for the last but one.
+  return settings._replace(keep=max(settings.keep, 2 if index.sync else 1))
 
 
 def embedder(

@@ -147,6 +147,14 @@ def refuse(run_dir: RunDir, version: int, reason: str) -> None:
   run_dir.files.create(run_dir.snapshot_refused(version), reason)
 
 
+def refuse_since(run_dir: RunDir, step: int) -> None:
+  """Refuses what was made of the parameters of this step and of later ones, which the trainer now makes anew."""
+  for version in run_dir.snapshot_versions():
+    with contextlib.suppress(SnapshotError):
+      if read_manifest(run_dir, version)["params_step"] >= step:
+        refuse(run_dir, version, f"the parameters of step {step} were made again, by other arithmetic")
+
+
 def is_refused(run_dir: RunDir, version: int) -> bool:
   """Whether the trainer has refused a version."""
   return run_dir.files.read(run_dir.snapshot_refused(version)) is not None

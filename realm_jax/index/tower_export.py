@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -14,7 +13,7 @@ from realm_jax.index.digest import is_finite, tree_digest
 from realm_jax.index.hosts import by_itself, checkpointer_of
 from realm_jax.index.run_dir import RunDir
 from realm_jax.index.seal import first_line, sealed, unsealed
-from realm_jax.index.snapshot import SnapshotError, read_manifest, refuse
+from realm_jax.index.snapshot import refuse_since
 
 _KEPT = 3  # the indexer may still be reading the last but one
 
@@ -83,7 +82,7 @@ class TowerWriter:
       self._manager.wait_until_finished()
       self._manager.delete(step)
       if before not in (None, digest):
-        self._refuse_snapshots_since(step)
+        refuse_since(self._run_dir, step)  # the indexer would take them for what is to come
     elif step < (self._manager.latest_step() or 0):
       return digest  # it was there, and has been deleted as an old one
     self._manager.save(
@@ -113,13 +112,6 @@ class TowerWriter:
         aside = self._run_dir.set_aside(self._run_dir.retriever / str(step))
         self._log(f"the export of step {step} is damaged ({first_line(error)}) and was moved to {aside}")
     self._manager.reload()
-
-  def _refuse_snapshots_since(self, step: int) -> None:
-    """They are of parameters that this life makes anew, and the indexer would take them for these."""
-    for version in self._run_dir.snapshot_versions():
-      with contextlib.suppress(SnapshotError):
-        if read_manifest(self._run_dir, version)["params_step"] >= step:
-          refuse(self._run_dir, version, f"the parameters of step {step} were made again, by other arithmetic")
 
   def _read_digest(self, step: int) -> str:
     manifest = self._manager.restore(step, args=ocp.args.Composite(manifest=ocp.args.JsonRestore()))["manifest"]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import sys
 import threading
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
@@ -176,13 +178,19 @@ class SnapshotFollower:
         self._ready = snapshot
         return
 
-  def _load_candidate(self, version: int, *, least_step: int = 0, is_awaited: bool = True) -> Snapshot | None:
-    """Claims a version, then loads it; None if it is not to be adopted, now or ever."""
+  def _load_candidate(
+    self, version: int, *, least_step: int = 0, most_step: int | None = None, is_awaited: bool = True
+  ) -> Snapshot | None:
+    """Claims a version, then loads it; None if it is not to be adopted, now or ever.
+
+    Args:
+      least_step, most_step: of the parameters that embedded it; the second is the present step, if None.
+    """
     if version in self._left_out:
       return None
     try:
       manifest = snapshots.read_manifest(self._run_dir, version)
-      if manifest["params_step"] > self._step:
+      if manifest["params_step"] > (self._step if most_step is None else most_step):
         return None  # of a life that had come further: its step will come
       if manifest["params_step"] < least_step:
         self._left_out.add(version)  # by an indexer that was late
@@ -236,7 +244,10 @@ class SnapshotFollower:
   def _wait_for_first(self) -> Snapshot:
     def first() -> Snapshot | None:
       versions = self._run_dir.snapshot_versions()
-      return self._load_first(versions if self._settings.lag is not None else reversed(versions))
+      if self._settings.lag is None:
+        versions.reverse()
+      # For want of others, of a life that had come further: the indexer makes no older ones.
+      return self._load_first(versions) or self._load_first(versions, most_step=sys.maxsize)
 
     if snapshot := first():
       return snapshot
@@ -246,11 +257,14 @@ class SnapshotFollower:
 
   def _wait_for_params(self, params_step: int) -> Snapshot:
     def of_step() -> Snapshot | None:
-      versions = [v for v in self._run_dir.snapshot_versions() if v not in self._left_out and self._is_offered(v)]
-      if wanted := [v for v in reversed(versions) if self._params_step(v) == params_step]:
+      if not any(step >= params_step for step in self._offered().values()):
+        return None
+      # Snapshots come in order: if there is only a later one, the export was damaged, and this one will not come. Seen
+      # before what is looked for now: a listing takes time.
+      offered = self._offered()
+      if wanted := [v for v, step in offered.items() if step == params_step]:
         return self._load_first(wanted)
-      # Snapshots come in order: where there is a later one, the export was damaged, and this one will not come.
-      if snapshot := self._load_first(v for v in versions if self._params_step(v) > params_step):
+      if snapshot := self._load_first(v for v, step in offered.items() if step > params_step):
         self._log(
           f"step {self._step}: there is no snapshot of step {params_step}; that of step {snapshot.params_step} takes "
           "its place, and the bits are no longer those of a run to which nothing happened"
@@ -266,16 +280,18 @@ class SnapshotFollower:
       what += f": is realm refresh_index --workdir={self._run_dir.path} running?"
     return wait_for(condition, self._settings.timeout, what, poll=self._run_dir.poll)
 
-  def _load_first(self, versions: Iterable[int]) -> Snapshot | None:
+  def _load_first(self, versions: Iterable[int], most_step: int | None = None) -> Snapshot | None:
     """The first that can be loaded."""
-    return next(filter(None, map(self._load_candidate, versions)), None)
+    return next(filter(None, (self._load_candidate(v, most_step=most_step) for v in versions)), None)
 
-  def _params_step(self, version: int) -> int:
-    """Of a version; -1 if it can't be told."""
-    try:
-      return snapshots.read_manifest(self._run_dir, version)["params_step"]
-    except SnapshotError:
-      return -1
+  def _offered(self) -> dict[int, int]:
+    """The versions that may be adopted, ascending, and the step of each one's parameters."""
+    steps = {}
+    for version in self._run_dir.snapshot_versions():
+      if version not in self._left_out and self._is_offered(version):
+        with contextlib.suppress(SnapshotError):
+          steps[version] = snapshots.read_manifest(self._run_dir, version)["params_step"]
+    return steps
 
   def _load_journalled(self, entry: Adoption) -> Snapshot:
     """The snapshot that an earlier life adopted, marked for deletion or not."""
@@ -288,6 +304,8 @@ class SnapshotFollower:
         f"step {entry.step}: snapshot {entry.version}, adopted here before, is lost: {error}. The run goes on with "
         "another one; its bits are no longer those of the life before"
       )
+      if isinstance(error, UnusableSnapshot):
+        snapshots.refuse(self._run_dir, entry.version, str(error))
     self._left_out.add(entry.version)
     versions = self._run_dir.snapshot_versions()
     older = [v for v in reversed(versions) if v < entry.version]
