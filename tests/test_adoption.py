@@ -17,7 +17,7 @@ from realm_jax.index.deletion import delete_old
 from realm_jax.index.journal import Adoption
 from realm_jax.index.run_dir import RunDir, wait_for
 from realm_jax.index.seal import unsealed
-from realm_jax.index.snapshot import Slice, UnusableSnapshot, is_refused, load, newest_step, publish, read_manifest
+from realm_jax.index.snapshot import Slice, UnusableSnapshot, is_refused, load, newest_published, publish, read_manifest
 from realm_jax.training.adoption import AdoptionSettings, SnapshotFollower, adoption_settings
 
 
@@ -263,7 +263,7 @@ def test_a_snapshot_of_other_parameters_than_were_exported_is_left_out(run_dir, 
     following.follower.adopt(10)
     wait_for(lambda: is_refused(run_dir, 2), 20, "the refusal", poll=0.02)
     assert following.lines[1] == "snapshot 2 is left out: it is of other parameters than were exported at its step"
-    assert newest_step(run_dir) == 0  # so that it is made again
+    assert newest_published(run_dir).params_step == 0  # so that it is made again
     publish_steps(run_dir, sample_store, 20)  # of which no export is known any more
     following.adopt_soon(21, 3)
 
@@ -414,7 +414,7 @@ def test_a_damaged_snapshot_is_left_out_and_the_run_goes_on(run_dir, sample_stor
     assert following.lines[1].startswith("snapshot 2 is left out: ") and "is damaged" in following.lines[1]
     remedy = f"delete {run_dir.snapshot(2)} and run realm refresh_index --once --workdir={run_dir.path}"
     assert following.lines[1].endswith(remedy)
-    wait_for(lambda: newest_step(run_dir) == 0, 20, "it no longer counts as published", poll=0.02)
+    wait_for(lambda: newest_published(run_dir).params_step == 0, 20, "it no longer counts as published", poll=0.02)
     assert following.versions(11, 12) == [1, 1]
     publish_steps(run_dir, sample_store, 20)
     following.adopt_soon(21, 3)

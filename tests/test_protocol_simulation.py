@@ -49,7 +49,7 @@ BREAKAGES = {
   "COMMIT is overwritten": (MemoryFiles, "create", replace_instead),
   "deletion spares nothing": (deletion, "versions_in_use", without_the_journal),
   "nothing is journalled": (journal, "record", loses_the_last_entry),
-  "any parameters are published": (snapshot, "_newest_step", lambda *_: None),
+  "any parameters are published": (snapshot, "newest_published", lambda *_, **__: None),
   "nothing is refused": (snapshot, "refuse", lambda *_: None),
   "the journal is not read": (journal, "read_journal", lambda run_dir: journal.Journal({}, {})),
 }

@@ -323,7 +323,7 @@ def test_only_newer_parameters_are_published_unless_what_is_there_is_damaged(tmp
   assert publish_one(run_dir, sample_store, step=10) is None and publish_one(run_dir, sample_store, step=9) is None
   assert publish_one(run_dir, sample_store, step=10, damaged=frozenset({1})) == 2
   run_dir.snapshot_commit(2).write_text("{")
-  assert snapshots.newest_step(run_dir) == 10 and snapshots.newest_step(run_dir, frozenset({1})) is None
+  assert snapshots.newest_published(run_dir) == (1, 10) and snapshots.newest_published(run_dir, frozenset({1})) is None
   assert publish_one(run_dir, sample_store, step=10, damaged=frozenset({1})) == 3
 
 

@@ -16,7 +16,7 @@ from realm_jax.index.deletion import delete_old
 from realm_jax.index.digest import is_finite
 from realm_jax.index.embed import embed_passages
 from realm_jax.index.run_dir import RunDir
-from realm_jax.index.snapshot import Slice, SnapshotError
+from realm_jax.index.snapshot import Published, Slice, SnapshotError
 from realm_jax.index.tower_export import DamagedExport, Export, read_export
 from realm_jax.model.retriever import Tower
 
@@ -88,13 +88,16 @@ class Refresher:
     self._run_dir, self._store, self._settings, self._log = run_dir, store, settings, log
     self._embed_part = embed
     self._damaged: frozenset[int] = frozenset()
+    self._published: Published | None = None
     self._emb_ND: np.ndarray | None = None
     self._slices: list[Slice] = []
     self._take_over_newest()
 
   def published_step(self) -> int | None:
-    """The step whose parameters embedded the newest snapshot that is whole."""
-    return snapshots.newest_step(self._run_dir, self._damaged)
+    """The step whose parameters embedded the newest snapshot that is whole, and that the trainer has not refused."""
+    if self._published is None or snapshots.is_refused(self._run_dir, self._published.version):
+      self._published = snapshots.newest_published(self._run_dir, self._damaged)
+    return self._published.params_step if self._published else None
 
   def refresh(self, export: Export, *, embed: Embed | None = None) -> int | None:
     """Embeds, publishes, and deletes what is old.
@@ -113,6 +116,7 @@ class Refresher:
     started = time.monotonic()
     emb_ND, slices, num_embedded = self._embed(export, embed or self._embed_part)
     embedded = time.monotonic()
+    self._published = None  # by this one, or a faster one
     version = snapshots.publish(
         self._run_dir, emb_ND, self._store, params_step=export.step, params_digest=export.digest, slices=slices,
         searcher=self._settings.searcher, exact_below=self._settings.exact_below, scann=self._settings.scann,
@@ -196,7 +200,7 @@ def follow(
     if once and steps:
       last_step = last_step if last_step is not None else steps[-1]
       steps = [s for s in steps if s <= last_step]
-    published_step = refresher.published_step()  # the trainer may have refused what it was
+    published_step = refresher.published_step()
     unpublished = [s for s in steps if (published_step is None or s > published_step) and s not in left_out]
     if unpublished:
       step = unpublished[0 if in_order else -1]

@@ -39,6 +39,13 @@ class Slice(NamedTuple):
   params_step: int
 
 
+class Published(NamedTuple):
+  """A version, and the step of the parameters that embedded it."""
+
+  version: int
+  params_step: int
+
+
 class Snapshot(NamedTuple):
   """A published index in memory."""
 
@@ -120,8 +127,8 @@ def publish(
   while True:
     # Listed once: whoever publishes from here on takes this number, or a later one, and is noticed at the commit.
     versions = run_dir.snapshot_versions()
-    newest = _newest_step(run_dir, versions, damaged)
-    if newest is not None and newest >= params_step:
+    newest = newest_published(run_dir, damaged, versions=versions)
+    if newest is not None and newest.params_step >= params_step:
       return None
     version = max(versions, default=0) + 1
     writer = uuid.uuid4().hex
@@ -160,17 +167,15 @@ def is_refused(run_dir: RunDir, version: int) -> bool:
   return run_dir.files.read(run_dir.snapshot_refused(version)) is not None
 
 
-def newest_step(run_dir: RunDir, damaged: frozenset[int] = frozenset()) -> int | None:
-  """The step whose parameters embedded the newest snapshot, damaged and refused versions left out."""
-  return _newest_step(run_dir, run_dir.snapshot_versions(), damaged)
-
-
-def _newest_step(run_dir: RunDir, versions: list[int], damaged: frozenset[int]) -> int | None:
-  for version in reversed(versions):
+def newest_published(
+  run_dir: RunDir, damaged: frozenset[int] = frozenset(), *, versions: Sequence[int] | None = None
+) -> Published | None:
+  """The newest snapshot, damaged and refused versions left out."""
+  for version in reversed(run_dir.snapshot_versions() if versions is None else versions):
     if version in damaged or is_refused(run_dir, version):
       continue
     with contextlib.suppress(SnapshotError):
-      return read_manifest(run_dir, version)["params_step"]
+      return Published(version, read_manifest(run_dir, version)["params_step"])
   return None
 
 
