@@ -4,6 +4,8 @@ import concurrent.futures
 import signal
 import time
 
+import ml_dtypes
+import numpy as np
 import pytest
 from gcs_server import Faults, serve
 from processes import build_corpus, realm, train
@@ -16,7 +18,7 @@ from realm_jax.index.journal import read_journal
 from realm_jax.index.neighbours import mine_neighbours, read_neighbours
 from realm_jax.index.params import restore_params
 from realm_jax.index.run_dir import RunDir
-from realm_jax.index.snapshot import load
+from realm_jax.index.snapshot import load, publish
 from realm_jax.training.checkpoint import Checkpoints
 
 SYNC = ["--config.index.export_every=3", "--config.index.sync=True", "--config.num_passages=3"]
@@ -147,6 +149,19 @@ def test_a_corpus_in_a_bucket_is_copied_once(corpus, server, tmp_path, monkeypat
   assert PassageStore("gs://bucket/corpus").path == store.path
   assert server.requests["read"] - reads <= 2  # corpus.json alone
   assert [p.name for p in (tmp_path / "corpora").iterdir()] == [store.content_digest]
+
+
+def test_an_index_of_scann_in_a_bucket(server, sample_store):
+  pytest.importorskip("scann")
+  run_dir = RunDir("gs://bucket/scann")
+  emb_ND = np.random.default_rng(0).normal(size=(len(sample_store), 4)).astype(ml_dtypes.bfloat16)
+  assert publish(run_dir, emb_ND, sample_store, params_step=3, params_digest="", searcher="scann") == 1
+  assert any("/scann/" in name for name in server.names("bucket", "scann/index/"))
+  here = load(run_dir, 1, sample_store)
+  apart = load(run_dir, 1, sample_store, beside_a_loop=True, is_awaited=True)
+  query_BD = emb_ND[:5].astype(np.float32)
+  np.testing.assert_array_equal(here.searcher.search(query_BD, 3)[1], apart.searcher.search(query_BD, 3)[1])
+  np.testing.assert_array_equal(apart.passage_emb_ND, emb_ND)
 
 
 def test_mined_negatives_in_a_bucket(corpus, server, tmp_path):
