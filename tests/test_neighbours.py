@@ -1,6 +1,8 @@
 """Mined neighbours: which passages they are, and what becomes of them on the disk."""
 
 import json
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -109,6 +111,19 @@ def test_neighbours_of_something_else_are_refused(store, sample_store, tmp_path)
   manifest.write_text(manifest.read_text().replace('"num_neighbours": 3', '"num_neighbours": 1'))
   with pytest.raises(ValueError, match="neighbours.json is damaged"):
     read_neighbours(tmp_path / "n", store)
+
+
+def test_bm25s_tells_nothing_of_itself(sample_store):
+  """In a process of its own: bm25s sets up its logger when it is imported."""
+  code = f"""
+import logging
+logging.basicConfig()
+from realm_jax.data.passages import PassageStore
+from realm_jax.index.bm25 import Bm25
+Bm25(PassageStore({str(sample_store.path)!r})).retrieve(["Who discovered radium?"], 3)
+"""
+  ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+  assert (ended.stdout, ended.stderr) == ("", "")
 
 
 def test_the_verb_and_the_stage(store, tmp_path, capsys):
