@@ -95,7 +95,7 @@ def test_answers_that_are_withheld_are_wrong_and_counted(store):
   null_probability = {"right": 0.1, "alias": 0.8, "not read": 0.3, "not retrieved": 0.5, "not in the corpus": 0.9}
   model = Table(null_probability)
   evaluated = evaluate_run(model, model, store, QUESTIONS, recall_at=[1], no_answer_above=0.5)
-  assert evaluated.predictions == ["Rome", "", "Rome", "Paris", ""]
+  assert evaluated.predictions == ["Rome", None, "Rome", "Paris", None]
   assert evaluated.scores["exact_match"].tolist() == [1, 0, 0, 0, 0]
   assert evaluated.kinds == ["right", "not in the corpus", "not read", "not retrieved", "not in the corpus"]
   assert evaluated.selective == {
@@ -104,6 +104,8 @@ def test_answers_that_are_withheld_are_wrong_and_counted(store):
     "null_auc": 1.0,  # the passages read answer the first and the third question
   }  # fmt: skip
   assert report_cases(evaluated, store, QUESTIONS)[1].prediction == ""
+  article = [Question("alias", ("The The",))]  # which normalises to nothing
+  assert evaluate_run(model, model, store, article, recall_at=[1], no_answer_above=0.5).scores["f1"].tolist() == [0]
 
 
 def test_closed_book_scores_stand_beside_the_others(store):

@@ -26,14 +26,14 @@ class Retrieved(NamedTuple):
 
 
 def predictions_jsonl(
-  questions: Sequence[Question], predictions: Sequence[str], answers: Sequence[Answer] | None = None
+  questions: Sequence[Question], predictions: Sequence[str | None], answers: Sequence[Answer] | None = None
 ) -> str:
   """A line each question: what `read_predictions` reads, the right answers, and the evidence, if there is any.
 
   No answer is the empty text.
   """
   records = [
-    {"question": q.question, "prediction": p, "answer": list(q.answers)}
+    {"question": q.question, "prediction": p or "", "answer": list(q.answers)}
     for q, p in zip(questions, predictions, strict=True)
   ]
   if answers:

@@ -36,7 +36,7 @@ class Evaluated(NamedTuple):
   is_answerable_B: np.ndarray
   kinds: list[str]
   answers: list[list[Answer]] | None  # the passages that were read, best first; None without a reader
-  predictions: list[str] | None  # "" where there is no answer
+  predictions: list[str | None] | None  # each None where there is no answer
   selective: dict[str, Any]  # see `selective_scores`; empty without a reader
   closed_book: list[str] | None = None  # what was answered without passages, if that was asked for
 
@@ -82,10 +82,12 @@ def evaluate_run(
       )
     ]
     best = [a[0] for a in answers]
-    predictions = ["" if a.is_withheld(no_answer_above) else a.text for a in best]
+    predictions = [None if a.is_withheld(no_answer_above) else a.text for a in best]
     scores |= {"reader_oracle": is_given_B.astype(float)} | answer_scores(predictions, questions, regex=regex)
     is_right_B = scores["exact_match"] == 1
-    is_alias_B = np.array([p != "" and is_alias(p, q.answers, regex=regex) for p, q in zip(predictions, questions)])
+    is_alias_B = np.array(
+      [p is not None and is_alias(p, q.answers, regex=regex) for p, q in zip(predictions, questions)]
+    )
     exact_match_B = answer_scores([a.text for a in best], questions, regex=regex)["exact_match"]
     is_answered_B = np.array([not a.is_withheld(no_answer_above) for a in best])
     selective = selective_scores(
@@ -122,7 +124,7 @@ def report_cases(
     if evaluated.answers and evaluated.predictions:
       holds = {store.id(i): has for i, has in zip(passage_id_K, has_answer_K)}
       passages = [shown_answer(a, has_answer=holds[a.passage_id]) for a in evaluated.answers[b]]
-      prediction = evaluated.predictions[b]
+      prediction = evaluated.predictions[b] or ""
     else:
       found = list(zip(score_K, passage_id_K, has_answer_K))[:num_shown]
       passages = [
