@@ -263,6 +263,8 @@ def test_another_run_s_passages_are_read(run, files, sample_store, capsys, monke
   last = len(sample_store) - 1
   assert seen == [(None, [[last, last - 1]] * 3)]  # another's scores decide nothing
   assert "other.q.json" in run.files.names(run.evaluation)
+  assert cli.run([*command[:-1], f"--retriever={run.path}"]) == 0  # the run's own passages, read as another's
+  assert seen[1:] == [(None, [[0, 1]] * 3)]
   other_store = types.SimpleNamespace(content_digest="?", path="elsewhere")
   monkeypatch.setitem(RUNS, "other", lambda store, checkpoint: OtherRetriever(other_store, checkpoint))
   assert cli.run(command) == 1
