@@ -1,8 +1,10 @@
 """Open-QA from MiniLM (6 layers, 384 wide): --config=configs/openqa.py:NAME, run by launch/openqa_results.sh.
 
-docs/results.md reports what came out. NAME is before (one step that changes nothing, for the weights as they come),
-reader (MiniLM becomes a reader, of passages that its sentence encoder finds) or finetune (the query tower and the
-reader together).
+Expected: 7.6 % exact match on NaturalQuestions' development questions after reader, 8.3 % after finetune, with recall@5
+of 31.0 and 30.2 % (docs/results.md). Cost, of one CPU core: embedding 19 minutes, reader 60, finetune 18.
+
+NAME is before (one step that changes nothing, for the weights as they come), reader (MiniLM becomes a reader, of
+passages that its sentence encoder finds) or finetune (the query tower and the reader together).
 """
 
 from realm_jax.config import paper_config

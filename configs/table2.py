@@ -1,6 +1,9 @@
 """The paper's Table 2 in small: --config=configs/table2.py:NAME, run by launch/table2.sh.
 
-docs/results.md reports what came out. NAME is reading (the reader's warm start), realm, random_span, random_token,
+Expected: exact match of 4.0 % and recall@5 of 40.1 % for realm, 3.8 % and 41.2 % for the baseline (docs/results.md).
+Cost: 20 minutes of one CPU core a seed.
+
+NAME is reading (the reader's warm start), realm, random_span, random_token,
 stale and frozen (the pre-trainings), or finetune.
 """
 

@@ -46,7 +46,8 @@ corpus "$runs/reading/articles.jsonl" "$runs/reading_corpus"
 training reader --config.corpus="$runs/reading_corpus" --config.questions="$runs/reading/real.jsonl" --config.init="$MINILM"
 training finetune --config.corpus="$runs/train_corpus" --config.questions="$runs/data/train.jsonl" --config.init="$runs/reader"
 
-# Both retrievers' passages and BM25's, read by the same reader, compared question by question.
+# Both retrievers' passages and BM25's, read by the same reader, compared question by question: with the retriever's own
+# scores beside the spans', as in training, and without any, as BM25's are read.
 for name in reader finetune; do
   run="$runs/$name.dev"
   [ -e "$run" ] || realm convert --input="$runs/$name" --to=realm --corpus="$runs/corpus" --output="$run"
@@ -61,6 +62,7 @@ for name in reader finetune; do
     bm25="$run/evaluation/bm25.${base/:/.}.predictions.jsonl"
     [ -e "$bm25" ] || realm evaluate "${flags[@]}" --bm25
     realm evaluate "${flags[@]}" --compare="$bm25"
+    realm evaluate "${flags[@]}" --compare="$bm25" --retriever="$run" # the fair control: the same passages, no scores
   done
 done
 realm evaluate --table="$runs/reader.dev,$runs/finetune.dev"

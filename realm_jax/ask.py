@@ -3,6 +3,7 @@
   realm ask --workdir=runs/finetune "Who discovered radium?"
   realm ask --workdir=runs/finetune --questions=questions.txt --json > answers.jsonl
   realm ask --workdir=runs/finetune --checkpoint=best "Who discovered radium?"
+  realm ask --workdir=runs/finetune --num_answers=3 "Who discovered radium?"
   realm ask --workdir=runs/finetune --no_answer_above=0.5 "Who discovered radium?"
 
 Without a question it asks for one, until an empty line or the end of input. --questions takes a file with a question
@@ -37,6 +38,10 @@ def define_flags(values: flags.FlagValues) -> None:
     "no_answer_above", None, "Say that there is no answer where the null passage is more probable than this [never].",
     0.0, 1.0, flag_values=values,
   )  # fmt: skip
+  flags.DEFINE_integer(
+    "num_answers", 1, "Answers to a question, each from another passage; as many as the run reads at most.", 1,
+    flag_values=values,
+  )  # fmt: skip
   flags.DEFINE_bool("json", False, "Print one JSON object a line for each question.", flag_values=values)
 
 
@@ -51,11 +56,12 @@ def main(values: flags.FlagValues, positional: list[str]) -> None:
   form = functools.partial(format_json if values.json else format_answer, no_answer_above=values.no_answer_above)
   if not questions:
     for question in _typed():
-      print(form(question, open_qa.answer([question])[0], open_qa), flush=True)
+      print(form(question, open_qa.answers([question], values.num_answers)[0], open_qa), flush=True)
   with tqdm.tqdm(total=len(questions), desc="answering", unit="q", disable=not values.questions) as bar:
     for begin in range(0, len(questions), _CHUNK):
       chunk = questions[begin : begin + _CHUNK]
-      answered = [form(question, answer, open_qa) for question, answer in zip(chunk, open_qa.answer(chunk))]
+      found = open_qa.answers(chunk, values.num_answers)
+      answered = [form(question, answers, open_qa) for question, answers in zip(chunk, found)]
       bar.write("\n".join(answered), file=sys.stdout)
       bar.update(len(chunk))
 
@@ -80,32 +86,46 @@ def questions_of(name: str) -> Sequence[str]:
   return [line for line in lines if line]
 
 
-def format_answer(question: str, answer: Answer, open_qa: OpenQA, *, no_answer_above: float | None = None) -> str:
-  """Question, answer with its probability, the passage with the answer marked, and where that came from."""
+def format_answer(
+  question: str, answers: Sequence[Answer], open_qa: OpenQA, *, no_answer_above: float | None = None
+) -> str:
+  """Question, best answer with its probability, the passage with the answer marked, and where that came from; further
+  answers follow in the same form with their numbers.
+  """
+  answer = answers[0]
   marks = ("\033[1;7m", "\033[0m") if sys.stdout.isatty() else ("[[", "]]")
   description = open_qa.store.description
   source = ", ".join(description[field] for field in ("source", "license") if description.get(field))
-  numbers = f"probability {answer.probability:.2f}, retrieval score {answer.retrieval_score:.1f}"
+  numbers = _numbers(answer)
   if answer.null_probability is not None:
     numbers += f", no answer {answer.null_probability:.2f}"
   said = f"{answer.text}  ({numbers})"
   if answer.is_withheld(no_answer_above):
     said = f"no answer  (at best {answer.text}: {numbers})"
-  return (
-    f"Q: {question}\n"
-    f"A: {said}\n"
-    f"   {answer.title}: {answer.marked(*marks)}\n"
-    f"   passage {answer.passage_id} of {open_qa.config.corpus}{f' ({source})' if source else ''}\n"
-  )
+  lines = [f"Q: {question}", f"A: {said}"]
+  for number, a in enumerate(answers, 1):
+    if number > 1:
+      lines.append(f"{number}. {a.text}  ({_numbers(a)})")
+    lines.append(f"   {a.title}: {a.marked(*marks)}")
+    lines.append(f"   passage {a.passage_id} of {open_qa.config.corpus}{f' ({source})' if source else ''}")
+  return "".join(f"{line}\n" for line in lines)
 
 
-def format_json(question: str, answer: Answer, open_qa: OpenQA, *, no_answer_above: float | None = None) -> str:
+def _numbers(answer: Answer) -> str:
+  return f"probability {answer.probability:.2f}, retrieval score {answer.retrieval_score:.1f}"
+
+
+def format_json(
+  question: str, answers: Sequence[Answer], open_qa: OpenQA, *, no_answer_above: float | None = None
+) -> str:
   """The same as one line of JSON; start and end are the characters of the passage that the answer covers.
 
-  Where there is no answer, is_answered is false and the rest is the best span all the same.
+  Where there is no answer, is_answered is false and the rest is the best span all the same. Where more than one
+  is asked for, further_answers lists the others.
   """
+  answer, *further = answers
   is_answered = not answer.is_withheld(no_answer_above)
-  record = {"question": question, "is_answered": is_answered, **answer._asdict(), "corpus": open_qa.config.corpus}
+  record = {"question": question, "is_answered": is_answered, **answer.record(further), "corpus": open_qa.config.corpus}
   return json.dumps(record, ensure_ascii=False)
 
 

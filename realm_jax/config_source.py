@@ -21,7 +21,7 @@ def read_config(source: str) -> ConfigDict:
 
   Raises:
     ValueError: it can't be read; the message is one line.
-    FileNotFoundError, TimeoutError: there is no such file, or no config in the run directory.
+    FileNotFoundError: there is no such file, or no config in the run directory.
   """
   if not re.search(r"\.py(:|$)", source):
     return stored_config(RunDir(source).read_config())

@@ -20,6 +20,7 @@ evaluation/ directory. docs/evaluation.md defines all of them.
 from __future__ import annotations
 
 import json
+import os
 import pathlib
 import re
 import sys
@@ -47,7 +48,13 @@ from realm_jax.serving.evaluation import (
 from realm_jax.serving.evaluation_files import dpr_json, predictions_jsonl, trec_qrels, trec_run
 from realm_jax.serving.evaluation_predictions import read_predictions
 from realm_jax.serving.evaluation_report import make_report
-from realm_jax.serving.evaluation_run import Evaluated, evaluate_run, report_cases, with_closed_book
+from realm_jax.serving.evaluation_run import (
+  Evaluated,
+  answers_over_null,
+  evaluate_run,
+  report_cases,
+  with_closed_book,
+)
 
 
 def define_flags(values: flags.FlagValues) -> None:
@@ -78,6 +85,10 @@ def define_flags(values: flags.FlagValues) -> None:
   flags.DEFINE_float(
     "no_answer_above", None, "Give no answer where the null passage is more probable than this [never].", 0.0, 1.0,
     flag_values=values,
+  )  # fmt: skip
+  flags.DEFINE_integer(
+    "num_answers", 1, "Answers to a question in the file of predictions, each from another passage; the first counts.",
+    1, flag_values=values,
   )  # fmt: skip
   flags.DEFINE_bool("retrieval_only", False, "Measure recall alone.", flag_values=values)
   flags.DEFINE_string(
@@ -171,6 +182,21 @@ def _check(values: flags.FlagValues) -> None:
     raise ValueError("--answerable needs the corpus: give --corpus or --workdir")
   if not all(k.isdecimal() and int(k) > 0 for k in values.recall_at):
     raise ValueError(f"--recall_at={','.join(values.recall_at)}: give numbers of passages, as 1,5,20")
+  if values.report:
+    _check_report(values.report)
+
+
+def _check_report(report: str) -> None:
+  """Whether a page can be written there, before the run is evaluated, which may take hours."""
+  path = epath.Path(report)
+  if report.endswith("/") or path.is_dir():
+    raise ValueError(f"--report={report} is a directory; give the page a name in it, --report={path / 'report.html'}")
+  if "://" in report:
+    return
+  parent = next(p for p in pathlib.Path(report).absolute().parents if p.exists())
+  if not parent.is_dir() or not os.access(parent, os.W_OK):
+    why = "can't be written to" if parent.is_dir() else "is no directory"
+    raise ValueError(f"--report={report}: {parent} {why}; give another path")
 
 
 def _only_answerable(store: PassageStore, questions: list[Question], regex: bool) -> list[Question]:
@@ -225,7 +251,8 @@ def _evaluate(
   recall_at = sorted({int(k) for k in values.recall_at})
   reader = open_qa if reads else None
   evaluated = evaluate_run(
-      retriever, reader, store, questions, recall_at=recall_at, regex=regex, no_answer_above=values.no_answer_above
+      retriever, reader, store, questions, recall_at=recall_at, regex=regex, no_answer_above=values.no_answer_above,
+      num_kept=values.num_answers,
   )  # fmt: skip
   facts |= {"outcomes": {kind: evaluated.kinds.count(kind) for kind in KINDS}}
   if open_qa and values.closed_book:
@@ -265,7 +292,7 @@ def _write(
       "qrels": trec_qrels(store, evaluated.retrieved),
     }
     if evaluated.answers and evaluated.predictions:
-      best = [a[0] for a in evaluated.answers]
+      best = [a[: values.num_answers] for a in evaluated.answers]
       contents["predictions.jsonl"] = predictions_jsonl(questions, evaluated.predictions, best)
     if evaluated.closed_book:
       contents["closed_book.jsonl"] = predictions_jsonl(questions, evaluated.closed_book)
@@ -275,7 +302,8 @@ def _write(
   if values.report:
     metrics = run_dir.files.read(run_dir.metrics) if run_dir else None
     cases = report_cases(evaluated, store, questions)
-    page = make_report(f"{name}, {values.workdir or values.corpus}", result, cases, metrics)
+    title = f"{name}, {values.workdir or values.corpus}"
+    page = make_report(title, result, cases, metrics, over_null_B=answers_over_null(evaluated))
     write_whole(epath.Path(values.report), page.encode())
 
 

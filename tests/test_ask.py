@@ -5,6 +5,7 @@ import io
 import json
 import os
 import pathlib
+import re
 import subprocess
 import sys
 
@@ -66,7 +67,7 @@ def test_source_and_licence_of_the_corpus_are_named(open_qa, monkeypatch):
   (answer,) = open_qa.answer(["Who?"])
   described = open_qa.store.description | {"source": "my shelf", "license": "CC0"}
   monkeypatch.setattr(open_qa.store, "description", described)
-  assert ask.format_answer("Who?", answer, open_qa).splitlines()[-1].endswith(f"{open_qa.store.path} (my shelf, CC0)")
+  assert ask.format_answer("Who?", [answer], open_qa).splitlines()[-1].endswith(f"{open_qa.store.path} (my shelf, CC0)")
 
 
 def test_json_has_what_the_answer_is_made_of(realm_ask, open_qa, sample_store):
@@ -82,17 +83,36 @@ def test_json_has_what_the_answer_is_made_of(realm_ask, open_qa, sample_store):
     assert line["passage"][line["start"] : line["end"]] == line["text"] and 0 < line["probability"] <= 1
 
 
+def test_further_answers(realm_ask, open_qa, sample_store):
+  (answers,) = open_qa.answers(["Who?"], 3)
+  assert len({a.passage_id for a in answers}) == 3 and answers[0].probability > answers[1].probability
+  _, out, _ = realm_ask("--num_answers=3", "Who?")
+  said = [line for line in out.splitlines() if re.match(r"A: |\d\. ", line)]
+  assert said == [
+    f"{mark} {a.text}  (probability {a.probability:.2f}, retrieval score {a.retrieval_score:.1f})"
+    for mark, a in zip(("A:", "2.", "3."), answers)
+  ]
+  assert out.count(f" of {sample_store.path}\n") == 3 and answers[2].marked() in out
+  answers, others = open_qa.answers(["Who?", "Why?"], 3)
+  _, out, _ = realm_ask("--json", "--num_answers=3", "Who?", "Why?")
+  first, second = map(json.loads, out.splitlines())
+  assert first["text"] == answers[0].text and first["further_answers"] == [a._asdict() for a in answers[1:]]
+  assert [a["text"] for a in second["further_answers"]] == [a.text for a in others[1:]]
+  status, _, err = realm_ask("--num_answers=0", "Who?")
+  assert status == 2 and "num_answers" in err
+
+
 def test_no_answer_where_the_null_passage_is_more_probable(open_qa):
   (answer,) = open_qa.answer(["Who?"])
   assert answer.null_probability is None and not answer.is_withheld(0.0)  # this run doesn't read the null passage
   answer = answer._replace(null_probability=0.75)
   for above, is_withheld in ((None, False), (0.8, False), (0.75, False), (0.7, True)):
-    line = ask.format_answer("Who?", answer, open_qa, no_answer_above=above).splitlines()[1]
+    line = ask.format_answer("Who?", [answer], open_qa, no_answer_above=above).splitlines()[1]
     numbers = f"probability {answer.probability:.2f}, retrieval score {answer.retrieval_score:.1f}, no answer 0.75"
     assert line == (
       f"A: no answer  (at best {answer.text}: {numbers})" if is_withheld else f"A: {answer.text}  ({numbers})"
     )
-    record = json.loads(ask.format_json("Who?", answer, open_qa, no_answer_above=above))
+    record = json.loads(ask.format_json("Who?", [answer], open_qa, no_answer_above=above))
     assert (record["is_answered"], record["null_probability"]) == (not is_withheld, 0.75)
 
 

@@ -57,8 +57,14 @@ def test_a_missing_flag_is_named(realm, verb, flag):
 @pytest.mark.parametrize(
   ("arguments", "message"),
   [
-    (["ask", "--workdir=/nonexistent", "Who?"], "config.json in /nonexistent: start realm train with this --workdir"),
-    (["refresh_index", "--workdir=/nonexistent", "--timeout=0"], "config.json in /nonexistent: start realm train"),
+    (
+      ["ask", "--workdir=/nonexistent", "Who?"],
+      "no run in /nonexistent: no config.json is there; start realm train with this --workdir",
+    ),
+    (
+      ["refresh_index", "--workdir=/nonexistent", "--timeout=0"],
+      "no run in /nonexistent: no config.json is there; start",
+    ),
     (["refresh_index", "--workdir=/nonexistent", "more"], "unexpected 'more'"),
     (["build_corpus", "--output=/nonexistent"], "give either --input=FILE or --sample"),
     (["build_corpus", "--sample"], "give --output=DIR, where to write the corpus"),
@@ -88,7 +94,7 @@ def test_an_error_is_one_line(realm, arguments, message):
 
 def test_realm_debug_shows_where(monkeypatch):
   monkeypatch.setenv("REALM_DEBUG", "1")
-  with pytest.raises(TimeoutError, match="config.json in /nonexistent"):
+  with pytest.raises(FileNotFoundError, match="no run in /nonexistent"):
     cli.run(["ask", "--workdir=/nonexistent"])
 
 

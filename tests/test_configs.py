@@ -4,6 +4,7 @@ import ast
 import importlib.util
 import inspect
 import pathlib
+import re
 
 import jax.numpy as jnp
 import pytest
@@ -48,6 +49,13 @@ def leaf_keys(config, prefix=""):
 
 def test_there_are_configs_for_all_stages():
   assert {"demo", "ict", "pretrain", "finetune"} <= {path.stem for path in CONFIGS}
+
+
+@pytest.mark.parametrize("name", ["finetune", "nq", "openqa", "table2", "trec", "wq"])
+def test_configs_of_questions_say_what_to_expect_and_what_it_costs(name):
+  text = ast.get_docstring(ast.parse((ROOT / "configs" / f"{name}.py").read_text(encoding="utf-8")))
+  assert re.search(r"^Expected: .*?\d", text, re.MULTILINE)
+  assert re.search(r"\bCost\b[^.]*?\d+ (hours|minutes)", text)
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)

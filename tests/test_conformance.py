@@ -127,7 +127,7 @@ def test_u5_the_index_only_chooses(sample_store):
 def test_u10_no_prediction_is_missing():
   """Google's script counts a question without prediction as wrong; here each has one, or the evaluation fails."""
   questions = [Question("q", ("a",)), Question("r", ("b",))]
-  assert answer_scores(["a", ""], questions)["exact_match"].tolist() == [1, 0]
+  assert answer_scores(["a", None], questions)["exact_match"].tolist() == [1, 0]
   with pytest.raises(ValueError, match="zip"):
     answer_scores(["a"], questions)
 

@@ -18,6 +18,7 @@ from realm_jax import cli
 
 ROOT = pathlib.Path(__file__).parent.parent
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+CARD = ROOT / "realm_jax" / "weights" / "tiny" / "README.md"
 NOTEBOOKS = sorted((ROOT / "colab").glob("*.ipynb"))
 LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
 
@@ -39,7 +40,7 @@ def anchors(text):
   return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
-@pytest.mark.parametrize("path", [*DOCUMENTS, *NOTEBOOKS], ids=name)
+@pytest.mark.parametrize("path", [*DOCUMENTS, CARD, *NOTEBOOKS], ids=name)
 def test_every_link_resolves(path):
   for link in LINK.findall(text_of(path)):
     if not link.startswith(("https://", "http://")):
@@ -75,7 +76,7 @@ def test_the_documents_have_commands():
   assert sum(len(commands_within_the_text(path)) for path in [*DOCUMENTS, *NOTEBOOKS]) > 45
 
 
-@pytest.mark.parametrize("path", [path for path in DOCUMENTS if "realm " in text_of(path)], ids=name)
+@pytest.mark.parametrize("path", [path for path in [*DOCUMENTS, CARD] if "realm " in text_of(path)], ids=name)
 def test_commands_of_a_document_parse(path, monkeypatch):
   """With the config that they name."""
   monkeypatch.chdir(ROOT)
@@ -85,7 +86,7 @@ def test_commands_of_a_document_parse(path, monkeypatch):
       parse(monkeypatch, verb, *arguments)
 
 
-@pytest.mark.parametrize("path", [*DOCUMENTS, *NOTEBOOKS], ids=name)
+@pytest.mark.parametrize("path", [*DOCUMENTS, CARD, *NOTEBOOKS], ids=name)
 def test_commands_within_the_text_have_flags_that_exist(path):
   for verb, arguments in commands_within_the_text(path):
     check_flags(verb, arguments.split())

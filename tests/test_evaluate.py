@@ -156,6 +156,34 @@ def run(files, sample_store, monkeypatch):
   return run_dir
 
 
+def test_a_report_that_can_not_be_written_is_refused_before_anything_is_read(run, files, capsys, monkeypatch):
+  monkeypatch.setattr(Reader, "read", None)
+  (files / "file").write_text("")
+  (files / "locked").mkdir()
+  monkeypatch.setattr("os.access", lambda path, mode: pathlib.Path(path).name != "locked")
+  for report, message in (
+    ("", f"--report={files} is a directory; give the page a name in it, --report={files}/report.html"),
+    ("/new/", f"--report={files}/new/ is a directory; give the page a name in it, --report={files}/new/report.html"),
+    ("/file/r.html", f"--report={files}/file/r.html: {files}/file is no directory; give another path"),
+    (
+      "/locked/new/r.html",
+      f"--report={files}/locked/new/r.html: {files}/locked can't be written to; give another path",
+    ),
+  ):
+    command = ["evaluate", f"--workdir={run.path}", f"--questions={files / 'q.jsonl'}", f"--report={files}{report}"]
+    assert cli.run(command) == 1
+    assert capsys.readouterr().err.splitlines()[0] == f"realm evaluate: {message}"
+
+
+def test_further_answers_in_the_file_of_predictions(run, files):
+  command = ["evaluate", f"--workdir={run.path}", f"--questions={files / 'q.jsonl'}"]
+  for flag, numbers in (("--num_answers=1", [0, 0, 0]), ("--num_answers=9", [1, 1, 1])):
+    assert cli.run([*command, flag]) == 0
+    lines = [json.loads(line) for line in (run.evaluation / "q.predictions.jsonl").read_text().splitlines()]
+    assert [len(line.get("further_answers", [])) for line in lines] == numbers
+  assert lines[0]["further_answers"][0]["probability"] == pytest.approx(0.1) and lines[0]["probability"] == 0.6
+
+
 @pytest.mark.parametrize("flags", [[], ["--bm25"]])
 def test_a_fine_tuned_run_leaves_its_files(run, files, sample_store, capsys, flags):
   report = files / "new" / "report.html"
@@ -235,6 +263,8 @@ def test_another_run_s_passages_are_read(run, files, sample_store, capsys, monke
   last = len(sample_store) - 1
   assert seen == [(None, [[last, last - 1]] * 3)]  # another's scores decide nothing
   assert "other.q.json" in run.files.names(run.evaluation)
+  assert cli.run([*command[:-1], f"--retriever={run.path}"]) == 0  # the run's own passages, read as another's
+  assert seen[1:] == [(None, [[0, 1]] * 3)]
   other_store = types.SimpleNamespace(content_digest="?", path="elsewhere")
   monkeypatch.setitem(RUNS, "other", lambda store, checkpoint: OtherRetriever(other_store, checkpoint))
   assert cli.run(command) == 1

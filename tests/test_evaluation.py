@@ -160,6 +160,15 @@ def test_answer_scores():
   }
 
 
+def test_no_answer_is_wrong_whatever_is_right():
+  """ "The The" normalises to nothing, and the pattern matches nothing: neither is said by saying nothing."""
+  questions = [Question("a", ("The The",)), Question("b", ("The The", "x"))]
+  scores = answer_scores([None, "A"], questions)
+  assert {name: score.tolist() for name, score in scores.items()} == {"exact_match": [0, 1], "f1": [0, 1]}
+  pattern = [Question(q, ("(Marie)?",)) for q in "ab"]
+  assert answer_scores([None, "x"], pattern, regex=True)["exact_match"].tolist() == [0, 1]
+
+
 def test_intervals():
   """Of 400 questions with 100 right: the binomial's own interval, 25 +- 1.96 * 2.165, within what resampling gives."""
   scores = {"a": np.repeat([1.0, 0.0], [100, 300]), "b": np.repeat([0.0, 1.0], [300, 100]), "one": np.ones(400)}

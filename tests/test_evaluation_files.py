@@ -60,8 +60,8 @@ def test_trec():
 
 
 def test_predictions_are_read_again(tmp_path):
-  answers = [Answer(t, 0.5, "a#0", "T", f"in {t}", 3, 3 + len(t), 1.5, 2.5) for t in ("x\u2028y", "z")]
-  text = predictions_jsonl(QUESTIONS, ["x\u2028y", ""], answers)
+  answers = [[Answer(t, 0.5, "a#0", "T", f"in {t}", 3, 3 + len(t), 1.5, 2.5)] for t in ("x\u2028y", "z")]
+  text = predictions_jsonl(QUESTIONS, ["x\u2028y", None], answers)
   assert json.loads(text.split("\n")[1]) == {
     "question": "when?", "prediction": "", "answer": ["z"], "text": "z", "probability": 0.5, "passage_id": "a#0",
     "title": "T", "passage": "in z", "start": 3, "end": 4, "retrieval_score": 1.5, "reader_score": 2.5,
@@ -69,9 +69,13 @@ def test_predictions_are_read_again(tmp_path):
   }  # fmt: skip
   (tmp_path / "p.jsonl").write_text(text, encoding="utf-8")
   predictions, faults = read_predictions(tmp_path / "p.jsonl", QUESTIONS)
-  assert predictions == ["x\u2028y", ""] and faults.pop("num_empty") == 1 and set(faults.values()) == {0}
+  assert predictions == ["x\u2028y", None] and faults.pop("num_empty") == 1 and set(faults.values()) == {0}
   with pytest.raises(ValueError, match="zip"):
     predictions_jsonl(QUESTIONS, ["x", "z"], answers[:1])
+  (tmp_path / "p.jsonl").write_text(predictions_jsonl(QUESTIONS, ["x", "z"], [answers[0] * 3, answers[1]]))
+  first, second = map(json.loads, (tmp_path / "p.jsonl").read_text().strip().split("\n"))
+  assert first["further_answers"] == [answers[0][0]._asdict()] * 2 and "further_answers" not in second
+  assert read_predictions(tmp_path / "p.jsonl", QUESTIONS)[0] == ["x", "z"]  # the first one counts
   assert json.loads(predictions_jsonl(QUESTIONS, ["a", "b"]).split("\n")[1]) == {
     "question": "when?", "prediction": "b", "answer": ["z"]
   }  # fmt: skip

@@ -32,7 +32,7 @@ def test_faults_are_counted(write):
     {"question": "where?", "prediction": " "},
   )
   assert read_predictions(path, QUESTIONS) == (
-    ["thïrd", "early", " ", ""],
+    ["thïrd", "early", None, None],
     {"num_missing": 1, "num_repeated": 2, "num_not_asked": 1, "num_empty": 1},
   )
 

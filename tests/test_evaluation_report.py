@@ -88,6 +88,23 @@ def test_a_passage_without_span():
   assert "some &lt;text&gt;" in page and "<mark>" not in page and "No metrics.jsonl" in page and "→" not in page
 
 
+def test_what_is_not_shown_is_counted():
+  page = make_report("t", RESULT, [case("right")._replace(num_more=90), case("right")], None)
+  assert page.count("more passages were read") == 1 and "90 more passages were read" in page
+
+
+def test_the_histogram_over_the_null_passage():
+  page = make_report("t", RESULT, [case("right")] * 3, None, over_null_B=[0.5, 0.5, 3.0])
+  chart = page[page.index('aria-label="answer over null passage, questions"') :]
+  heights = [float(h) for h in re.findall(r'height="([\d.]+)" fill', chart[: chart.index("</svg>")])]
+  assert heights[0] == pytest.approx(2 * heights[-1], abs=0.2) and sum(heights[1:-1]) == 0
+  assert "reads_null_passage" not in page
+  page = make_report("t", RESULT, [case("right")], None)
+  assert "No histogram of retrieval utility" in page and "reads_null_passage" in page
+  unread = {"recall@1": 33.33, "interval_95": {"recall@1": [0.0, 100.0]}}
+  assert "reads_null_passage" not in make_report("t", unread, [case("not read")], None)
+
+
 def test_an_answer_is_shown_with_its_scores():
   shown = shown_answer(Answer("b", 0.1234, "i", "T", "abc", 1, 2, 9.876, -1.5), has_answer=False)
   assert shown == ShownPassage("T", "abc", 1, 2, False, "probability 0.123, retrieval score 9.88, reader score -1.50")

@@ -1,6 +1,7 @@
 """Retriever and reader over questions: the numbers of five questions, one of each outcome, by hand."""
 
 import json
+import math
 import types
 
 import numpy as np
@@ -10,8 +11,15 @@ from realm_jax.data.build import build_passages
 from realm_jax.data.passages import PassageStore
 from realm_jax.data.questions import Question
 from realm_jax.data.spans import NoTagger
+from realm_jax.serving import evaluation_run
 from realm_jax.serving.evaluation import KINDS
-from realm_jax.serving.evaluation_run import evaluate_run, report_cases, with_closed_book
+from realm_jax.serving.evaluation_run import (
+  answers_over_null,
+  answers_to_show,
+  evaluate_run,
+  report_cases,
+  with_closed_book,
+)
 from realm_jax.serving.open_qa import Answer
 
 TEXTS = ["Paris is big", "Rome is old", "Oslo is cold", "Bern is small", "Lima is far"]
@@ -95,7 +103,7 @@ def test_answers_that_are_withheld_are_wrong_and_counted(store):
   null_probability = {"right": 0.1, "alias": 0.8, "not read": 0.3, "not retrieved": 0.5, "not in the corpus": 0.9}
   model = Table(null_probability)
   evaluated = evaluate_run(model, model, store, QUESTIONS, recall_at=[1], no_answer_above=0.5)
-  assert evaluated.predictions == ["Rome", "", "Rome", "Paris", ""]
+  assert evaluated.predictions == ["Rome", None, "Rome", "Paris", None]
   assert evaluated.scores["exact_match"].tolist() == [1, 0, 0, 0, 0]
   assert evaluated.kinds == ["right", "not in the corpus", "not read", "not retrieved", "not in the corpus"]
   assert evaluated.selective == {
@@ -104,6 +112,8 @@ def test_answers_that_are_withheld_are_wrong_and_counted(store):
     "null_auc": 1.0,  # the passages read answer the first and the third question
   }  # fmt: skip
   assert report_cases(evaluated, store, QUESTIONS)[1].prediction == ""
+  article = [Question("alias", ("The The",))]  # which normalises to nothing
+  assert evaluate_run(model, model, store, article, recall_at=[1], no_answer_above=0.5).scores["f1"].tolist() == [0]
 
 
 def test_closed_book_scores_stand_beside_the_others(store):
@@ -123,6 +133,41 @@ def test_retrieval_alone(store):
   assert [[p.text for p in case.passages] for case in cases][2] == [TEXTS[2], TEXTS[1]]
   assert cases[2].prediction is None and cases[2].passages[0].has_answer
   assert cases[2].passages[0].scores == "retrieval score 9.00"
+
+
+def test_of_many_passages_that_were_read_ten_are_shown():
+  """The best 5 of 30, then the first others that hold an answer: ranks 6 to 29 but for those of no answer."""
+  read = [Answer("x", 0.5, f"p{i}", "T", "x y", 0, 1, 2.0, 1.0) for i in range(30)]
+  holding = {f"p{i}" for i in (2, 7, 9, 11, 20, 21, 22, 29)}
+  assert [a.passage_id for a in answers_to_show(read, holding)] == [
+    *(f"p{i}" for i in range(5)), "p7", "p9", "p11", "p20", "p21",
+  ]  # fmt: skip
+  assert answers_to_show(read[:3], holding) == read[:3]
+
+
+def test_no_more_answers_than_these_are_kept(store, monkeypatch):
+  monkeypatch.setattr(evaluation_run, "answers_to_show", lambda answers, holding, num_best: answers[:1])
+  evaluated = evaluate_run(Table(), Table(), store, QUESTIONS, recall_at=[1])
+  assert [len(answers) for answers in evaluated.answers] == [1] * 5
+  assert (evaluated.num_read, evaluated.predictions[0]) == (2, "Rome")
+
+
+def test_the_report_says_how_many_more_were_read(store):
+  model = Table()
+  evaluated = evaluate_run(model, model, store, QUESTIONS, recall_at=[1])
+  assert evaluated.num_read == 2
+  assert {case.num_more for case in report_cases(evaluated, store, QUESTIONS)} == {0}
+  of_many = evaluated._replace(num_read=100)
+  assert {(len(case.passages), case.num_more) for case in report_cases(of_many, store, QUESTIONS)} == {(2, 98)}
+
+
+def test_answers_over_the_null_passage(store):
+  null_probability = dict(zip([kind for kind, *_ in CASES], (0.1, 0.5, 1.0, 0.25, 0.0)))
+  model = Table(null_probability)
+  over_null_B = answers_over_null(evaluate_run(model, model, store, QUESTIONS, recall_at=[1]))
+  assert over_null_B == pytest.approx([math.log(5), 0, math.log(0.5), math.log(2), math.inf])
+  assert answers_over_null(evaluate_run(Table(), Table(), store, QUESTIONS, recall_at=[1])) is None
+  assert answers_over_null(evaluate_run(Table(), None, store, QUESTIONS, recall_at=[1])) is None
 
 
 def test_report_cases(store):

@@ -179,7 +179,7 @@ def test_what_lies_deeper_is_no_longer_looked_for(monkeypatch, finished):
   ("arguments", "message"),
   [
     ([], "give one run directory:  realm inspect RUN"),
-    (["/nonexistent"], "waited 0 s for config.json in /nonexistent"),
+    (["/nonexistent"], "no run in /nonexistent: no config.json is there; start"),
     (["/nonexistent", "--before=10"], "--before and --answer say more of what a --question finds; give one"),
     (["/nonexistent", "--question= "], "an empty question"),
   ],

@@ -113,6 +113,17 @@ def test_faults_of_columns(tmp_path, line, fault):
   assert record(tmp_path / "x.tsv", line) == Record(1, fault=fault)
 
 
+def test_dpr_s_positive_passages_are_annotated(tmp_path):
+  positive = [{"passage_id": "8", "title": "T"}, {"psg_id": 9}, {"title": "without id"}, {"passage_id": None}, "10"]
+  entries = [
+    {"question": "a?", "answers": ["x"], "positive_ctxs": positive, "negative_ctxs": [{"passage_id": "11"}]},
+    {"question": "b?", "answers": ["x"], "annotated": "7", "positive_ctxs": positive[:1]},
+    {"question": "c?", "answers": ["x"], "positive_ctxs": {"passage_id": "8"}},
+  ]
+  records = read(tmp_path / "nq-train.json", json.dumps(entries))
+  assert [r.annotated for r in records] == [("8", "9"), ("7", "8"), ()] and not any(r.fault for r in records)
+
+
 def test_a_list_names_the_line_of_a_fault(tmp_path):
   records = read(tmp_path / "x.json", json.dumps([{"question": "who?", "answers": ["Ann"]}, 3, {}], indent=1))
   assert records == [

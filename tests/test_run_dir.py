@@ -1,11 +1,13 @@
 """The run directory: its paths, commits and waiting."""
 
 import json
+import re
 import time
 
 import pytest
 
-from realm_jax.index.run_dir import RunDir, wait_for
+from realm_jax.index.run_dir import MODELS, RunDir, wait_for
+from realm_jax.weights.source import _OWN
 
 
 def test_paths_are_built_and_parsed(tmp_path):
@@ -68,9 +70,13 @@ def test_wait_for_asks_once_even_without_time():
 def test_config_round_trip_and_its_timeout(tmp_path):
   run_dir = RunDir(tmp_path / "run")
   with pytest.raises(
-    TimeoutError, match=r"^waited 0 s for config\.json in .*/run: start realm train with this --workdir"
+    FileNotFoundError, match=r"^no run in .*/run: no config\.json is there; start realm train with this --workdir, or"
   ):
     run_dir.read_config()
+  with pytest.raises(
+    TimeoutError, match=r"^waited 0 s for config\.json in .*/run: start realm train with this --workdir"
+  ):
+    run_dir.read_config(timeout=0.01)
   run_dir.write_config({"b": 1, "a": {"c": [1.5, None]}})
   assert run_dir.read_config() == {"a": {"c": [1.5, None]}, "b": 1}
   assert list(json.loads(run_dir.config.read_text())) == ["a", "b", "seal"]
@@ -79,6 +85,20 @@ def test_config_round_trip_and_its_timeout(tmp_path):
     run_dir.config.write_text(damaged)
     with pytest.raises(ValueError, match=r"/config\.json is damaged \(.*\); delete it, and start realm train with the"):
       run_dir.read_config()
+
+
+def test_a_model_that_is_taken_for_a_run_is_told_from_it(tmp_path):
+  """The commands that make a run of it are those of its card."""
+  assert set(MODELS) == _OWN.keys()
+  for model, path in _OWN.items():
+    with pytest.raises(
+      FileNotFoundError, match=f"^no run in .*/{model}: {model} is a model without passages; "
+    ) as error:
+      RunDir(tmp_path / model).read_config()
+    commands = re.findall(r"  (realm .*?)(?:,?  )", str(error.value))
+    assert [command.split()[1] for command in commands] == ["build_corpus", "convert", "refresh_index"]
+    card = re.findall(r"^realm .*", (path / "README.md").read_text(), re.MULTILINE)
+    assert card[:-1] == commands and card[-1].startswith("realm ask --workdir=runs/tiny ")
 
 
 def test_what_is_set_aside_gets_a_name_of_its_own(tmp_path):

@@ -1,6 +1,7 @@
 """The stages' parts, put together: what a config's fields do to a batch."""
 
 import json
+import re
 
 import jax
 import numpy as np
@@ -55,6 +56,34 @@ def test_annotations_that_are_not_in_the_corpus_are_refused(sample_store, tmp_pa
   config = annotated_config(sample_store, tmp_path / "q.jsonl", "nowhere", "elsewhere")
   with pytest.raises(ValueError, match='no question of .* has an "annotated" article or passage that is in'):
     make_stage(config, sample_store, sample_store.vocabulary())
+
+
+@pytest.mark.parametrize(
+  ("fields", "message"),
+  [
+    ({"beam_size": 1, "num_passages": 2}, "beam_size=1 is less than num_passages=2, which are read of the beam; set "
+     "--config.beam_size to 2 or more"),
+    ({"beam_size": 0}, "beam_size=0 is less than num_passages=5, which are read of the beam; set --config.beam_size to "
+     "5 or more"),
+    ({"num_inference_passages": -1}, "num_inference_passages=-1: set --config.num_inference_passages to 0 or more"),
+    ({"max_masks": 0}, "max_masks=0: set --config.max_masks to 1 or more"),
+    ({"num_hard_negatives": -2}, "num_hard_negatives=-2: set --config.num_hard_negatives to 0 or more"),
+    ({"num_passages": 0}, "num_passages=0, but the corpus has 40 passages; set it to 1 to 40"),
+  ],
+)  # fmt: skip
+def test_sizes_that_can_not_be_are_refused_before_anything_is_made(sample_store, tmp_path, fields, message):
+  (tmp_path / "q.jsonl").write_text('{"question": "what?", "answer": ["the"]}\n')
+  config = tiny_config("finetune", sample_store)
+  config.update(questions=str(tmp_path / "q.jsonl"), **fields)
+  with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+    make_stage(config, sample_store, sample_store.vocabulary())
+
+
+def test_the_beam_of_a_small_corpus_is_all_of_it(sample_store, tmp_path):
+  (tmp_path / "q.jsonl").write_text('{"question": "what?", "answer": ["the"]}\n')
+  config = tiny_config("finetune", sample_store)
+  config.update(questions=str(tmp_path / "q.jsonl"), num_passages=len(sample_store), beam_size=5000)
+  make_stage(config, sample_store, sample_store.vocabulary())
 
 
 @pytest.mark.parametrize("field", ["reads_null_passage", "reads_annotated_passages"])

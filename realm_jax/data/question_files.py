@@ -32,7 +32,7 @@ class Record(NamedTuple):
   line: int
   question: str = ""
   answers: tuple[str, ...] = ()
-  annotated: tuple[str, ...] = ()  # articles or passages that somebody marked as its evidence, by their ids
+  annotated: tuple[str, ...] = ()  # articles or passages that are marked as its evidence, by their ids
   fault: str = ""
 
 
@@ -84,7 +84,17 @@ def _from_object(value: Any) -> tuple[str, tuple[str, ...], tuple[str, ...]]:
   annotated = [annotated] if isinstance(annotated, str) else annotated
   if not isinstance(annotated, list) or not all(isinstance(name, str) for name in annotated):
     raise Fault('"annotated" that is no list of ids')
-  return *checked(value.get("question"), value.get("answer", value.get("answers"))), tuple(annotated)
+  question, answers = checked(value.get("question"), value.get("answer", value.get("answers")))
+  return question, answers, (*annotated, *_positive_passages(value.get("positive_ctxs")))
+
+
+def _positive_passages(passages: Any) -> Iterator[str]:
+  """The ids of DPR's positive passages, which its sets spell in two ways and which not all of its files have."""
+  for passage in passages if isinstance(passages, list) else ():
+    if isinstance(passage, dict):
+      name = passage.get("passage_id", passage.get("psg_id"))
+      if isinstance(name, str) or type(name) is int:
+        yield str(name)
 
 
 def parse_columns(line: str) -> tuple[str, tuple[str, ...]]:

@@ -14,6 +14,14 @@ from realm_jax.index.seal import sealed, unsealed
 
 T = TypeVar("T")
 
+MODELS = ("realm-tiny",)  # that come with this package, as weights, and that may be taken for runs by their names
+_A_MODEL = (
+  "{0} is a model without passages; make a run of it with  realm build_corpus --sample --output=corpora/sample "
+  "--vocab={0} --passage_length=176  (or --input=FILE for --sample),  realm convert --input={0} --to=realm "
+  "--corpus=corpora/sample --output=runs/tiny  and  realm refresh_index --workdir=runs/tiny --once,  and give "
+  "--workdir=runs/tiny"
+)
+
 
 class RunDir:
   """Paths of one run; see the table of the hand-over in docs/handover.md for who writes what."""
@@ -121,11 +129,17 @@ class RunDir:
     """The config that the trainer stored; waits up to `timeout` seconds for it.
 
     Raises:
+      FileNotFoundError: there is none, and none is waited for.
       TimeoutError: it did not come.
       ValueError: it is not what was written.
     """
-    what = f"config.json in {self.path}: start realm train with this --workdir, or check the path"
-    text = wait_for(lambda: self.files.read(self.config), timeout, what, poll=self.poll)
+    remedy = "start realm train with this --workdir, or check the path"
+    if timeout > 0:
+      what = f"config.json in {self.path}: {remedy}"
+      text = wait_for(lambda: self.files.read(self.config), timeout, what, poll=self.poll)
+    elif not (text := self.files.read(self.config) or b""):
+      why = _A_MODEL.format(self.path.name) if self.path.name in MODELS else f"no config.json is there; {remedy}"
+      raise FileNotFoundError(f"no run in {self.path}: {why}")
     try:
       return unsealed(json.loads(text), "config.json")
     except ValueError as error:

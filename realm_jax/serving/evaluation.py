@@ -68,15 +68,16 @@ def recall_scores(has_answer_BK: Mapping[str, np.ndarray], recall_at: Sequence[i
 
 
 def answer_scores(
-  predictions: Sequence[str], questions: Sequence[Question], *, regex: bool = False
+  predictions: Sequence[str | None], questions: Sequence[Question], *, regex: bool = False
 ) -> dict[str, np.ndarray]:
-  """Exact match (by regular expression if `regex`) and F1 with the official normalisation, each [B]."""
-  pairs = [(p, q.answers) for p, q in zip(predictions, questions, strict=True)]
-  if regex:  # F1 against a pattern means nothing
-    return {"exact_match": np.array([float(regex_match(*pair)) for pair in pairs])}
-  return {
-    "exact_match": np.array([float(exact_match(*pair)) for pair in pairs]),
-    "f1": np.array([f1_score(*pair) for pair in pairs]),
+  """Exact match (by regular expression if `regex`) and F1 with the official normalisation, each [B].
+
+  No answer, None, has 0, also where an answer normalises to nothing or a pattern matches nothing.
+  """
+  rules = {"exact_match": regex_match} if regex else {"exact_match": exact_match, "f1": f1_score}
+  pairs = [*zip(predictions, questions, strict=True)]
+  return {  # F1 against a pattern means nothing
+    name: np.array([0.0 if p is None else float(rule(p, q.answers)) for p, q in pairs]) for name, rule in rules.items()
   }
 
 

@@ -26,18 +26,21 @@ class Retrieved(NamedTuple):
 
 
 def predictions_jsonl(
-  questions: Sequence[Question], predictions: Sequence[str], answers: Sequence[Answer] | None = None
+  questions: Sequence[Question], predictions: Sequence[str | None], answers: Sequence[Sequence[Answer]] | None = None
 ) -> str:
   """A line each question: what `read_predictions` reads, the right answers, and the evidence, if there is any.
 
   No answer is the empty text.
+
+  Args:
+    answers: to each question, best first; those after the first become further_answers.
   """
   records = [
-    {"question": q.question, "prediction": p, "answer": list(q.answers)}
+    {"question": q.question, "prediction": p or "", "answer": list(q.answers)}
     for q, p in zip(questions, predictions, strict=True)
   ]
   if answers:
-    records = [record | a._asdict() for record, a in zip(records, answers, strict=True)]
+    records = [record | best.record(further) for record, (best, *further) in zip(records, answers, strict=True)]
   return "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
 
 

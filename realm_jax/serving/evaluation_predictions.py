@@ -9,11 +9,12 @@ from realm_jax.data.articles import numbered_lines
 from realm_jax.data.questions import Question
 
 
-def read_predictions(path, questions: Sequence[Question]) -> tuple[list[str], dict[str, int]]:
-  """The prediction for each question, "" where there is none, and what was wrong with the file, counted.
+def read_predictions(path, questions: Sequence[Question]) -> tuple[list[str | None], dict[str, int]]:
+  """The prediction for each question, None where there is none, and what was wrong with the file, counted.
 
   A line is {"question": text, "prediction": text}, other keys are ignored; where a question comes twice its last
-  prediction counts, as in Google's evaluate_predictions.py. `realm evaluate` writes such files.
+  prediction counts, as in Google's evaluate_predictions.py. `realm evaluate` writes such files, with an empty text for
+  no answer.
 
   Raises:
     ValueError: a line that is none, with its number; or no prediction is for any of the questions.
@@ -42,4 +43,5 @@ def read_predictions(path, questions: Sequence[Question]) -> tuple[list[str], di
   counts["num_missing"] = len(asked - prediction_of.keys())
   counts["num_not_asked"] = len(prediction_of.keys() - asked)
   counts["num_empty"] = sum(not prediction_of.get(q, "x").strip() for q in asked)
-  return [prediction_of.get(q.question, "") for q in questions], counts
+  found = (prediction_of.get(q.question, "") for q in questions)
+  return [prediction if prediction.strip() else None for prediction in found], counts

@@ -47,13 +47,14 @@ class ShownPassage(NamedTuple):
 
 
 class Case(NamedTuple):
-  """A question, what became of it, and the passages that were read for it."""
+  """A question, what became of it, and passages that were read for it."""
 
   question: str
   answers: Sequence[str]
   prediction: str | None  # "": no answer; None: nothing was read
   kind: str
   passages: Sequence[ShownPassage]
+  num_more: int = 0  # passages that were read besides
 
 
 def shown_answer(answer: Answer, *, has_answer: bool) -> ShownPassage:
@@ -65,13 +66,21 @@ def shown_answer(answer: Answer, *, has_answer: bool) -> ShownPassage:
   return ShownPassage(answer.title, answer.passage, answer.start, answer.end, has_answer, scores)
 
 
-def make_report(title: str, result: Mapping[str, Any], cases: Sequence[Case], metrics: bytes | None) -> str:
+def make_report(
+  title: str,
+  result: Mapping[str, Any],
+  cases: Sequence[Case],
+  metrics: bytes | None,
+  *,
+  over_null_B: Sequence[float] | None = None,
+) -> str:
   """The page.
 
   Args:
     result: scores by name, with their intervals in `interval_95`, and what else the evaluation found.
     cases: all questions.
     metrics: the content of the run's metrics.jsonl, if it has one.
+    over_null_B: each question's answer over the null passage, in nats, where the reader reads that.
   """
   cases_of = collections.defaultdict(list)
   for number, case in enumerate(cases, 1):
@@ -86,13 +95,13 @@ def make_report(title: str, result: Mapping[str, Any], cases: Sequence[Case], me
     f"<td>{100 * len(cases_of[kind]) / len(cases):.1f} %<td class=note>{_MEANING[kind]}</tr>"
     for kind in KINDS
   ]
-  unread = (
-    "" if "exact_match" in result else "<p class=note>Nothing was read: all that was retrieved counts as given.</p>"
-  )
+  reads = "exact_match" in result
+  unread = "" if reads else "<p class=note>Nothing was read: all that was retrieved counts as given.</p>"
   return (
     _HEAD.format(title=html.escape(title))
     + f"<h1>{html.escape(title)}</h1><h2>Scores</h2>{_scores(result)}{_recall_chart(result)}"
     + f"<h2>Outcomes</h2><table>{''.join(kinds)}<tr><th>all<th>{len(cases)}<th><th></tr></table>{unread}"
+    + (_over_null(over_null_B) if reads else "")
     + f"<h2>Training</h2>{_training(metrics)}<h2>Questions</h2>{''.join(sections)}</body></html>\n"
   )
 
@@ -120,6 +129,19 @@ def _recall_chart(result: Mapping[str, Any]) -> str:
       lines[rule].append((int(k), result[name]))
       intervals[rule].append(interval)
   return line_chart("recall@k, %", "k", lines, intervals=intervals) if lines else ""
+
+
+def _over_null(over_null_B: Sequence[float] | None) -> str:
+  if over_null_B is None:
+    return (
+      "<p class=note>No histogram of retrieval utility, question by question: this reader has not read the null "
+      "passage, so that there is no likelihood without a passage to compare with (reads_null_passage).</p>"
+    )
+  return (
+    histogram("answer over null passage, questions", "nats", over_null_B)
+    + "<p class=note>Each question's log-likelihood of the span that was marked, given the passages that were read, "
+    'minus that of the null passage, which says "no answer".</p>'
+  )
 
 
 def _training(metrics: bytes | None) -> str:
@@ -155,7 +177,8 @@ def _summary(number: int, case: Case) -> str:
 
 def _body(case: Case) -> str:
   answers = "; ".join(map(html.escape, case.answers))
-  return f"<p class=note>right: {answers}</p>{''.join(map(_passage, case.passages))}"
+  more = f"<p class=note>{case.num_more} more passages were read</p>" if case.num_more else ""
+  return f"<p class=note>right: {answers}</p>{''.join(map(_passage, case.passages))}{more}"
 
 
 def _passage(passage: ShownPassage) -> str:

@@ -51,6 +51,10 @@ class Answer(NamedTuple):
     """Whether "no answer" is to be said instead: where the null passage is more probable than this; None: never."""
     return no_answer_above is not None and self.null_probability is not None and self.null_probability > no_answer_above
 
+  def record(self, further: Sequence[Answer] = ()) -> dict[str, Any]:
+    """Its fields, and as further_answers those of other answers to the same question, where there are any."""
+    return self._asdict() | ({"further_answers": [answer._asdict() for answer in further]} if further else {})
+
   def marked(self, before: str = "[[", after: str = "]]") -> str:
     """The passage with the answer between marks."""
     return f"{self.passage[: self.start]}{before}{self.passage[self.start : self.end]}{after}{self.passage[self.end :]}"

@@ -19,7 +19,7 @@ def read_report(run_dir: RunDir) -> dict[str, Any]:
   It may be taken while trainer and indexer work: what they delete meanwhile is as if it had gone before.
 
   Raises:
-    TimeoutError: no config.json.
+    FileNotFoundError: no config.json.
   """
   config = stored_config(run_dir.read_config())
   sizes = sizes_below(run_dir.path)
