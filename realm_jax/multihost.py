@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import socket
 import subprocess
 import sys
 import threading
@@ -14,9 +15,11 @@ from absl import flags
 
 _GOES_ON = "start all again, the run goes on from its newest checkpoint"
 _LAST_WORDS = (
-  "realm, one of several hosts: this process was ended before it could say why: by JAX, which does so when another "
-  f"host was lost (above), or from outside, as for want of memory; {_GOES_ON}"
+  "realm, one of several hosts: this process was ended before it could say why: by JAX (above), which does so when "
+  "another host was lost, and when hosts differ in --num_processes or share a --process_id; or from outside, as for "
+  f"want of memory; {_GOES_ON}"
 )
+_SET_ALL = "give all of --coordinator_address=HOST:PORT, --num_processes and --process_id"
 
 
 def define_flags(values: flags.FlagValues) -> None:
@@ -52,11 +55,42 @@ def joined(values: flags.FlagValues) -> Iterator[None]:
     yield
     return
   if not values.multihost:
-    if None in explicit or ":" not in values.coordinator_address:
-      raise ValueError("give all of --coordinator_address=HOST:PORT, --num_processes and --process_id")
-    if values.process_id >= values.num_processes:
-      raise ValueError(f"--process_id={values.process_id} of --num_processes={values.num_processes}: they count from 0")
-  import jax  # noqa: PLC0415 after the flags, so that --help is quick
+    _check_explicit(*explicit)
+  with _heir() as heir:
+    _join(values, heir)
+    try:
+      yield
+    except BaseException as error:
+      _end(error, heir)
+    import jax  # noqa: PLC0415 after the flags, so that --help is quick
+
+    jax.distributed.shutdown()
+
+
+def _check_explicit(address: str | None, num_processes: int | None, process_id: int | None) -> None:
+  """Refuses what JAX would end the process for, without a word."""
+  if address is None or num_processes is None or process_id is None:
+    raise ValueError(_SET_ALL)
+  host, _, port = address.rpartition(":")
+  if not (host and port.isdecimal() and 1 <= int(port) <= 65535):
+    raise ValueError(f"--coordinator_address={address}: expected HOST:PORT, with a port between 1 and 65535")
+  if process_id >= num_processes:
+    raise ValueError(f"--process_id={process_id} of --num_processes={num_processes}: they count from 0")
+  if process_id == 0:
+    is_dual = socket.has_dualstack_ipv6()  # then JAX listens on [::], as here
+    family = socket.AF_INET6 if is_dual else socket.AF_INET
+    try:
+      socket.create_server(("", int(port)), family=family, dualstack_ipv6=is_dual).close()
+    except OSError as error:
+      raise ValueError(
+        f"port {port} is taken on this host ({os.strerror(error.errno or 0)}); give all hosts another one in "
+        "--coordinator_address"
+      ) from error
+
+
+def _join(values: flags.FlagValues, heir: subprocess.Popen) -> None:
+  """Returns when all hosts are there."""
+  import jax  # noqa: PLC0415 as above
 
   where = values.coordinator_address or "found by --multihost"
   missing = (
@@ -64,39 +98,44 @@ def joined(values: flags.FlagValues) -> Iterator[None]:
     "with the same address and number, and that the port is open between them"
   )
   # When JAX itself gives up, it aborts the process.
-  timer = threading.Timer(values.join_timeout, _end, [RuntimeError(missing)])
+  timer = threading.Timer(values.join_timeout, _end, [RuntimeError(missing), heir])
   timer.start()
   try:
     jax.distributed.initialize(
-      *explicit,
+      values.coordinator_address,
+      values.num_processes,
+      values.process_id,
       initialization_timeout=values.join_timeout + 60,
       heartbeat_timeout_seconds=values.heartbeat_timeout,
     )
   except (RuntimeError, ValueError) as error:
+    if values.multihost and "coordinator_address should be defined" in str(error):
+      raise RuntimeError(
+        "--multihost found no TPU slice, GKE, Slurm or MPI job around this process; leave it out on one host, or "
+        f"{_SET_ALL}"
+      ) from error
     raise RuntimeError(
       f"this host can't join the others (coordinator {where}): {str(error).splitlines()[0]}"
     ) from error
   finally:
     timer.cancel()
-  heir = _heir()
-  try:
-    yield
-  except BaseException as error:
-    _end(error, heir)
-  jax.distributed.shutdown()
-  heir.communicate(b"nothing to tell\n")
 
 
-def _heir() -> subprocess.Popen:
-  """A shell that says the last words of this process, unless it reads a line before this process is gone.
+@contextlib.contextmanager
+def _heir() -> Iterator[subprocess.Popen]:
+  """Within, a shell says the last words of this process, unless it reads a line before this process is gone.
 
   A lost host is an error of a collective, or missing heartbeats; then JAX aborts the process, past Python's handlers.
   """
   command = ["sh", "-c", 'read -r line || echo "$1" >&2', "sh", _LAST_WORDS]
-  return subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True)  # not to be interrupted with us
+  heir = subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True)  # not to be interrupted with us
+  try:
+    yield heir
+  finally:
+    heir.communicate(b"nothing to tell, or an error that is told\n")
 
 
-def _end(error: BaseException, heir: subprocess.Popen | None = None) -> None:
+def _end(error: BaseException, heir: subprocess.Popen) -> None:
   """Ends this process at once: leaving in order would wait for hosts that may be gone."""
   import jax  # noqa: PLC0415 as above
 
@@ -106,7 +145,6 @@ def _end(error: BaseException, heir: subprocess.Popen | None = None) -> None:
   if os.environ.get("REALM_DEBUG"):
     traceback.print_exception(error)
   print(f"realm, one of several hosts: {text}", file=sys.stderr, flush=True)
-  if heir:
-    heir.communicate(b"I told it\n")
+  heir.communicate(b"I told it\n")
   sys.stdout.flush()
   os._exit(getattr(error, "exit_status", 1))

@@ -8,8 +8,10 @@ import sys
 import time
 
 import pytest
+from absl import flags
 from processes import CACHE, build_corpus, lines_of, realm, train
 
+from realm_jax import multihost
 from realm_jax.index.digest import tree_digest
 from realm_jax.index.params import restore_params
 from realm_jax.index.run_dir import RunDir
@@ -142,23 +144,76 @@ def test_when_a_host_is_lost_the_job_ends_and_a_new_one_goes_on_to_the_same_bits
   assert tree_digest(params) == tree_digest(restore_params(RunDir(calm))[1])
 
 
-def test_a_process_that_is_ended_leaves_its_last_words():
-  one_host = f"""
+ONE_HOST = """
 import os, sys
 from absl import flags
 from realm_jax import multihost
 values = flags.FlagValues()
 multihost.define_flags(values)
-values(["realm", "--coordinator_address={address()}", "--num_processes=1", "--process_id=0"])
+values(["realm", *sys.argv[2:]])
 with multihost.joined(values):
   eval(sys.argv[1])
 """
+
+
+def host(code, *flags):
+  """A process that does no more than to join the others, and `code`."""
+  command = [sys.executable, "-c", ONE_HOST, code, *flags]
+  return subprocess.Popen(command, env=os.environ | CACHE, text=True, stderr=subprocess.PIPE)
+
+
+def test_a_process_that_is_ended_leaves_its_last_words():
   ends = {"os.abort()": -6, "os.kill(os.getpid(), 9)": -9, "1 / 0": 1, "None": 0}
   for end, status in ends.items():
-    command = [sys.executable, "-c", one_host, end]
-    ended = subprocess.run(command, env=os.environ | CACHE, text=True, stderr=subprocess.PIPE)
-    assert ended.returncode == status, (end, ended)
-    assert ("ended before it could say why" in ended.stderr) == (status < 0), (end, ended)
+    process = host(end, f"--coordinator_address={address()}", "--num_processes=1", "--process_id=0")
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == status, (end, stderr)
+    assert ("ended before it could say why" in stderr) == (status < 0), (end, stderr)
+
+
+def test_hosts_that_disagree_on_their_number():
+  """JAX ends the one that the others don't expect."""
+  where = f"--coordinator_address={address()}"
+  first = host("None", where, "--num_processes=2", "--process_id=0")
+  odd = host("None", where, "--num_processes=4", "--process_id=3")
+  try:
+    _, stderr = odd.communicate(timeout=60)
+  finally:
+    first.kill()
+  assert odd.returncode < 0
+  assert "when hosts differ in --num_processes or share a --process_id" in stderr.splitlines()[-1]
+  assert "ended before it could say why" in first.communicate()[1]
+
+
+def join(*arguments):
+  """Joins a job with such flags, in this process."""
+  values = flags.FlagValues()
+  multihost.define_flags(values)
+  values(["realm", *arguments])
+  with multihost.joined(values):
+    pass
+
+
+@pytest.mark.parametrize("where", ["10.0.0.1:0", "10.0.0.1:70000", "10.0.0.1:port", ":8476", "10.0.0.1"])
+def test_an_address_that_is_none(where):
+  with pytest.raises(
+    ValueError, match=f"^--coordinator_address={where}: expected HOST:PORT, with a port between 1 and"
+  ):
+    join(f"--coordinator_address={where}", "--num_processes=2", "--process_id=1")
+
+
+def test_a_port_that_is_taken():
+  with socket.create_server(("127.0.0.1", 0)) as taken:
+    port = taken.getsockname()[1]
+    with pytest.raises(ValueError, match=rf"^port {port} is taken on this host \(Address already in use\); give all"):
+      join(f"--coordinator_address=127.0.0.1:{port}", "--num_processes=2", "--process_id=0")
+
+
+def test_multihost_where_there_is_no_job(monkeypatch):
+  for name in ("SLURM_JOB_ID", "OMPI_MCA_orte_hnp_uri", "KUBERNETES_SERVICE_HOST"):
+    monkeypatch.delenv(name, raising=False)
+  *_, line = host("None", "--multihost").communicate(timeout=60)[1].splitlines()
+  assert line.startswith("RuntimeError: --multihost found no TPU slice, GKE, Slurm or MPI job around this process; ")
 
 
 @pytest.mark.parametrize(
