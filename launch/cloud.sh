@@ -4,12 +4,14 @@
 #   names           the machines; the first is the trainer, whose log is shown
 #   arguments       an associative array, NAME -> the realm command line, each word quoted by printf %q
 #   extras          what is installed besides the project: tpu,gcs
-#   state NAME      prints ready, waiting, gone (pre-empted), failed, or nothing (no such machine)
+#   check           refuses, before anything is rented, what can't be
+#   state NAME      prints ready, waiting, gone (pre-empted), failed, or nothing (no such machine); fails if it can't tell
 #   create NAME     rents it        revive NAME   after it was pre-empted        remove NAME   ends the costs
 #   on NAME COMMAND       runs it on all hosts of the machine; fails where it fails on one of them
 #   log_of NAME           follows the log of its first host
 #   copy_to NAME FILE...  to the home directories of all its hosts
-# and calls `split_arguments "$@"` and `main "${own_flags[@]}"`. Nothing here, nor there, deletes anything in a bucket.
+# and calls `split_arguments "$@"` and `main "${own_flags[@]}"`. Nothing here, nor there, deletes anything in a
+# bucket.
 
 shopt -s inherit_errexit
 export CLOUDSDK_CORE_DISABLE_PROMPTS=1
@@ -20,7 +22,7 @@ poll_seconds="${POLL_SECONDS:-30}"      # between two looks at a machine
 wait_seconds="${WAIT_SECONDS:-86400}"   # for a machine, at most: a day
 follow_seconds="${FOLLOW_SECONDS:-600}" # of log between two looks at all machines
 max_revivals="${MAX_REVIVALS:-100}"     # of pre-empted machines
-declare -A looked_at=()
+declare -A looked_at=() away=()
 num_revivals=0
 
 say() { printf '== %s\n' "$*" >&2; }
@@ -51,9 +53,18 @@ call_for_a_while() {
   [[ -n "$dry_run" ]] || timeout "$follow_seconds" gcloud "$@"
 }
 
+# 0: done. 1: not yet. Ends the script where the bucket can't tell: the machines would never be given back.
 is_done() {
+  local answer
   show storage ls "$WORKDIR/DONE"
-  [[ -z "$dry_run" ]] && gcloud storage ls "$WORKDIR/DONE" > /dev/null 2>&1
+  [[ -z "$dry_run" ]] || return 1
+  if answer="$(gcloud storage ls "$WORKDIR/DONE" 2>&1)"; then
+    return 0
+  elif [[ "$answer" != *"matched no objects"* ]]; then
+    printf '%s\n' "$answer" "can't see whether $WORKDIR is done: check WORKDIR, and that you may read its bucket" >&2
+    exit 1
+  fi
+  return 1
 }
 
 # The flags before -- are the script's own, those behind it are added to realm train's.
@@ -104,8 +115,8 @@ install() {
   on "$name" "mkdir -p realm && tar -xzf realm.tar.gz -C realm && bash realm/launch/machine.sh $extras"
 }
 
-# Rents a machine if there is none, again if it was pre-empted, and sees to it that its service runs.
-ensure() {
+# Rents a machine if there is none, and again if it was pre-empted; doesn't wait for it.
+rent() {
   local name="$1" now
   now="$(state "$name")"
   case "$now" in
@@ -120,8 +131,17 @@ ensure() {
       revive "$name"
       ;;
   esac
-  [[ "$now" == ready ]] || looked_at=() # machines that share its job may have given up waiting for it
+  [[ "$now" == ready ]] || away[$name]=1
+}
+
+# Sees to it that the service of a machine runs, as soon as the machine is there.
+serve() {
+  local name="$1"
   wait_until_ready "$name"
+  if [[ -n "${away[$name]:-}" ]]; then
+    looked_at=() # machines that share its job may have given up waiting for it
+    unset "away[$name]"
+  fi
   if [[ -n "$dry_run" ]] || ! on "$name" "systemctl is-enabled --quiet realm"; then
     install "$name"
   elif ! on "$name" "! systemctl is-failed --quiet realm"; then # on one host at least
@@ -135,6 +155,39 @@ ensure() {
   looked_at[$name]=1
 }
 
+# Ends the costs of all machines, also where one of them can't be given back: then those that are left are `names`.
+give_back() {
+  local name now left=()
+  for name in "${names[@]}"; do
+    now="unknown"
+    if [[ -n "$dry_run" ]] || now="$(state "$name")"; then
+      [[ -z "$now" ]] || remove "$name" || left+=("$name")
+    else
+      left+=("$name")
+    fi
+  done
+  ((${#left[@]} == 0)) || { names=("${left[@]}") && return 1; }
+}
+
+check_variables() {
+  local name
+  for name in WORKDIR CORPUS; do
+    if [[ "${!name}" != gs://?* ]]; then
+      echo "$name=${!name} is not in a bucket, where all machines can reach it; set it to gs://BUCKET/..." >&2
+      return 1
+    fi
+  done
+  case "$SPOT" in
+    0) SPOT="" ;;
+    1 | "") ;;
+    *)
+      echo "SPOT=$SPOT; set it to 1 for spot machines, to 0 for machines on demand" >&2
+      return 1
+      ;;
+  esac
+  check
+}
+
 main() {
   local flag name status
   for flag in "$@"; do
@@ -142,22 +195,26 @@ main() {
       --dry-run) dry_run=1 ;;
       --stop) stop=1 ;;
       *)
-        echo "unknown flag $flag; the flags are --dry-run and --stop" >&2
+        echo "unknown flag $flag; the flags are --dry-run, --stop and --help" >&2
         exit 2
         ;;
     esac
   done
   if [[ -n "$stop" ]]; then
-    for name in "${names[@]}"; do
-      [[ -z "$dry_run" && -z "$(state "$name")" ]] || remove "$name"
-    done
+    trap how_to_stop EXIT
+    give_back
+    trap - EXIT
     say "stopped. $WORKDIR is as it was; the same command without --stop goes on from there"
     return
   fi
-  trap how_to_stop EXIT
+  check_variables
   while ! is_done; do
+    trap how_to_stop EXIT
+    for name in "${names[@]}"; do # all, before any is waited for: none is to be idle while another queues
+      rent "$name"
+    done
     for name in "${names[@]}"; do
-      ensure "$name"
+      serve "$name"
     done
     status=0
     log_of "${names[0]}" || status=$?
@@ -165,8 +222,7 @@ main() {
     ((status == 124)) || sleep "$poll_seconds" # 124: there is more to follow
   done
   [[ -n "$dry_run" ]] || say "done: $WORKDIR"
-  for name in "${names[@]}"; do
-    remove "$name"
-  done
+  trap how_to_stop EXIT
+  give_back
   trap - EXIT
 }

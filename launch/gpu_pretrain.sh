@@ -13,7 +13,7 @@
 # Needs gcloud, logged in, with a quota, and read and write access of the machines' service account to the bucket.
 # TRAINER (a2-highgpu-8g: 8 A100 of 40 GB) and INDEXER (a2-highgpu-1g) are machine types with GPUs; TRAINERS (1)
 # machines train together, and reach the first at port 8476, as the rules of the default network let them; NAME (realm)
-# begins their names; SPOT= rents on demand, else they are spot machines. IMAGE_FAMILY, of ubuntu-os-accelerator-images,
+# begins their names; SPOT=0 rents on demand, else they are spot machines. IMAGE_FAMILY, of ubuntu-os-accelerator-images,
 # needs a driver for CUDA 13: 580 or newer.
 #
 # Cost: about $33 an hour on demand for 9 A100, $62 for 17 of two trainers (list price in the US in 2025, typed from
@@ -22,6 +22,7 @@
 # Hours: 200,000 steps of 1.54 PFLOP are 34 hours at the peak of 8 A100 (312 TFLOP/s each), two to three times that in
 # practice. Not run at this size by this project yet; tested with a stand-in for gcloud.
 set -euo pipefail
+[[ " $* " != *" --help "* ]] || exec sed -n '2,/^set /s/^# \{0,1\}//p' "$0"
 : "${PROJECT:?set PROJECT}" "${ZONE:?set ZONE}" "${WORKDIR:?set WORKDIR to gs://bucket/runs/pretrain}"
 : "${CORPUS:?set CORPUS to gs://bucket/corpora/wikipedia}" "${INIT:?set INIT to the run of the warm start}"
 SPOT="${SPOT-1}"
@@ -32,22 +33,29 @@ source "$(dirname "${BASH_SOURCE[0]}")/cloud.sh"
 extras=gpu,gcs
 where=(--project="$PROJECT" --zone="$ZONE")
 split_arguments "$@"
+TRAINERS="${TRAINERS:-1}"
+if [[ ! "$TRAINERS" =~ ^[1-9][0-9]*$ ]]; then
+  echo "TRAINERS=$TRAINERS; set it to the number of machines that train, at least 1" >&2
+  exit 1
+fi
 names=()
 declare -A machine_types=() arguments=()
-for ((i = 0; i < ${TRAINERS:-1}; i++)); do
+for ((i = 0; i < TRAINERS; i++)); do
   names+=("$NAME-trainer-$i")
   machine_types["${names[i]}"]="${TRAINER:-a2-highgpu-8g}"
   arguments["${names[i]}"]="$(
-    pretrain_with cudnn --coordinator_address="${names[0]}:8476" --num_processes="${TRAINERS:-1}" --process_id="$i"
+    pretrain_with cudnn --coordinator_address="${names[0]}:8476" --num_processes="$TRAINERS" --process_id="$i"
   )"
 done
 names+=("$NAME-indexer")
 machine_types["$NAME-indexer"]="${INDEXER:-a2-highgpu-1g}"
 arguments["$NAME-indexer"]="$(quoted "${refresh[@]}")"
 
+check() { :; } # Compute Engine knows its types
+
 state() {
   local found
-  found="$(call compute instances list --project="$PROJECT" --zones="$ZONE" --filter="name=$1" --format="value(status)")"
+  found="$(call compute instances list --project="$PROJECT" --zones="$ZONE" --filter="name=$1" --format="value(status)")" || return
   case "$found" in
     "") ;;
     RUNNING) echo ready ;;

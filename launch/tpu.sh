@@ -1,6 +1,6 @@
 # shellcheck shell=bash disable=SC2034,SC2154 # what the scripts that source this declare, or use
 # Sourced by tpu_pretrain.sh and tpu_finetune.sh, before cloud.sh: slices of TPUs, by queued resources. Reads PROJECT,
-# ZONE, SPOT (1; empty: on demand) and `accelerators`, an associative array: NAME -> accelerator type.
+# ZONE, SPOT and `accelerators`, an associative array: NAME -> accelerator type.
 
 extras=tpu,gcs
 where=(--project="$PROJECT" --zone="$ZONE")
@@ -18,9 +18,16 @@ runtime_version() {
   esac
 }
 
+check() {
+  local type
+  for type in "${accelerators[@]}"; do
+    runtime_version "$type" > /dev/null
+  done
+}
+
 state() {
   local found
-  found="$(call compute tpus queued-resources list "${where[@]}" --filter="name~/queuedResources/$1\$" --format="value(state.state)")"
+  found="$(call compute tpus queued-resources list "${where[@]}" --filter="name~/queuedResources/$1\$" --format="value(state.state)")" || return
   case "$found" in
     "") ;;
     ACTIVE) echo ready ;;

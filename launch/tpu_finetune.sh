@@ -10,7 +10,7 @@
 #   bash launch/tpu_finetune.sh -- --config.num_steps=20000    # more flags of realm train
 #
 # Needs gcloud, logged in, with a quota, and read and write access of the machine's service account to the bucket.
-# ACCELERATOR (v5litepod-1) is its type; NAME (realm) begins its name; SPOT= rents on demand, else it is a spot machine.
+# ACCELERATOR (v5litepod-1) is its type; NAME (realm) begins its name; SPOT=0 rents on demand, else it is a spot machine.
 # The passages' embeddings stay as they are: the trainer makes the index itself, once, before the first step, and
 # exports nothing after it. Where INDEXER is set, to an accelerator type too, a second slice does that, and both may be
 # of several hosts; with more chips a step needs more questions than one: -- --config.batch_size=64.
@@ -21,6 +21,7 @@
 # config.num_steps steps of one question. Not run at this size by this project yet, nor on a real TPU; tested with a
 # stand-in for gcloud.
 set -euo pipefail
+[[ " $* " != *" --help "* ]] || exec sed -n '2,/^set /s/^# \{0,1\}//p' "$0"
 : "${PROJECT:?set PROJECT}" "${ZONE:?set ZONE}" "${WORKDIR:?set WORKDIR to gs://bucket/runs/nq}"
 : "${CORPUS:?set CORPUS to gs://bucket/corpora/wikipedia}" "${INIT:?set INIT to a pre-trained run}"
 : "${QUESTIONS:?set QUESTIONS, such as nq_open:train or gs://bucket/questions.jsonl}"

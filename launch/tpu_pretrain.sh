@@ -12,7 +12,7 @@
 #
 # Needs gcloud, logged in, with a quota for the slices, and read and write access of their service account to the
 # bucket. TRAINER (v5litepod-64) and INDEXER (v5litepod-16) are accelerator types, here as many chips as the paper's, on
-# 16 and 4 hosts; NAME (realm) begins their names; SPOT= rents on demand, else they are spot: cheaper, and pre-empted at
+# 16 and 4 hosts; NAME (realm) begins their names; SPOT=0 rents on demand, else they are spot: cheaper, and pre-empted at
 # any time. An index of 13 million passages is 694 PFLOP, 220 s at the peak of 16 chips, in which the trainer makes
 # 1,260 steps; the paper's took 500. --config.index.num_slices=3 publishes as often: a third of the passages anew at a
 # time.
@@ -23,6 +23,7 @@
 # 200,000 steps at least, and more in practice.
 # Not run at this size by this project yet, nor on a real TPU; tested with a stand-in for gcloud.
 set -euo pipefail
+[[ " $* " != *" --help "* ]] || exec sed -n '2,/^set /s/^# \{0,1\}//p' "$0"
 : "${PROJECT:?set PROJECT}" "${ZONE:?set ZONE}" "${WORKDIR:?set WORKDIR to gs://bucket/runs/pretrain}"
 : "${CORPUS:?set CORPUS to gs://bucket/corpora/wikipedia}" "${INIT:?set INIT to the run of the warm start}"
 SPOT="${SPOT-1}"

@@ -61,13 +61,14 @@ for answer in answers:
   if re.search(pattern, line):
     status, text = replies.pop(0) if len(replies) > 1 else replies[0]
     (here / "answers.json").write_text(json.dumps(answers))
-    print(text, end="")
+    print(text, end="", file=sys.stderr if status else sys.stdout)
     if isinstance(status, list):  # of the command on each host; gcloud's own is the first that is not 0
       assert "--worker=all" in sys.argv
       status = next(filter(None, status), 0)
     sys.exit(status)
 """
 NO, YES = [1, ""], [0, ""]
+NOT_DONE = [1, "ERROR: (gcloud.storage.ls) One or more URLs matched no objects.\n"]
 
 
 @pytest.fixture
@@ -106,7 +107,7 @@ def answers_of_a_run(script, **more):
   for name in NAMES[script]:
     answers[f"list .*{name}"] = [[0, ""], [0, "PROVISIONING"], [0, ready]]
     answers[f"ssh {name} .*is-enabled"] = [NO, YES]
-  answers["storage ls"] = [NO, YES]
+  answers["storage ls"] = [NOT_DONE, YES]
   return answers
 
 
@@ -134,7 +135,9 @@ def test_a_run_without_mishaps(launch, script):
   end = "stop" if script.startswith("gpu") else "delete"
   assert [call[len(kind.split()) + 1] for call in of_command(calls, f"{kind} {end}")] == NAMES[script]
   assert verbs[0] == "storage ls" and calls[0] == ["storage", "ls", f"{WORKDIR}/DONE"]
-  assert verbs.index(f"{kind} create") < verbs.index(next(v for v in verbs if v.endswith("scp")))
+  creates = [i for i, verb in enumerate(verbs) if verb == f"{kind} create"]
+  waits = [i for i, call in enumerate(calls) if "is-enabled" in call[-1]]
+  assert max(creates) < min(waits)  # all are rented before any is waited for
   assert "go on, and cost" not in result.stderr and f"done: {WORKDIR}" in result.stderr
   assert shown_calls(result) == calls
 
@@ -183,10 +186,56 @@ def test_the_slice_that_is_rented(launch, script, accelerator, version):
   ]  # fmt: skip
 
 
-def test_an_unknown_accelerator_is_refused_before_anything_is_rented(launch):
-  result, calls = launch("tpu_pretrain.sh", TRAINER="v9-8", answers={"storage ls": [NO]})
-  assert result.returncode == 1 and "no runtime version is known for the type v9-8" in result.stderr
-  assert not of_command(calls, "compute tpus queued-resources create")
+@pytest.mark.parametrize(
+  ("script", "variables", "message"),
+  [
+    ("tpu_pretrain.sh", {"TRAINER": "v9-8"}, "no runtime version is known for the type v9-8; use v4-N, v5litepod-N, "),
+    ("tpu_pretrain.sh", {"INDEXER": "v9-8"}, "no runtime version is known for the type v9-8; use v4-N, v5litepod-N, "),
+    ("tpu_finetune.sh", {"WORKDIR": "runs/nq"}, "WORKDIR=runs/nq is not in a bucket, where all machines can reach it"),
+    ("gpu_pretrain.sh", {"CORPUS": "gs://"}, "CORPUS=gs:// is not in a bucket, where all machines can reach it"),
+    ("tpu_finetune.sh", {"SPOT": "no"}, "SPOT=no; set it to 1 for spot machines, to 0 for machines on demand"),
+    ("gpu_pretrain.sh", {"TRAINERS": "0"}, "TRAINERS=0; set it to the number of machines that train, at least 1"),
+    ("gpu_pretrain.sh", {"TRAINERS": "two"}, "TRAINERS=two; set it to the number of machines that train, at least 1"),
+  ],
+)
+def test_what_can_not_be_is_refused_before_anything_is_rented(launch, script, variables, message):
+  result, calls = launch(script, **variables)
+  assert (result.returncode, calls) == (1, [])
+  (line,) = result.stderr.splitlines()
+  assert line.startswith(message)
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_on_demand(launch, script):
+  def creates(spot):
+    return [call for call in shown_calls(launch(script, "--dry-run", SPOT=spot)[0]) if verb_of(call).endswith("create")]
+
+  assert creates("0") == creates("") and not any("spot" in word.lower() for call in creates("0") for word in call)
+  assert all(any("spot" in word.lower() for word in call) for call in creates("1"))
+
+
+def test_a_bucket_that_can_not_be_read(launch):
+  """Before anything is rented; and later, when the machines could never be given back."""
+  denied = [1, "ERROR: (gcloud.storage.ls) HTTPError 403: no access to the bucket\n"]
+  result, calls = launch("tpu_pretrain.sh", answers={"storage ls": [denied]})
+  assert result.returncode == 1 and [verb_of(call) for call in calls] == ["storage ls"]
+  *_, error, line = result.stderr.splitlines()
+  assert error == denied[1].strip() and line.startswith(f"can't see whether {WORKDIR} is done: check WORKDIR, and that")
+  answers = answers_of_a_run("tpu_pretrain.sh") | {"storage ls": [NOT_DONE, denied]}
+  result, calls = launch("tpu_pretrain.sh", answers=answers)
+  assert result.returncode == 1 and verb_of(calls[-1]) == "storage ls"
+  assert denied[1] in result.stderr and "go on, and cost, until:" in result.stderr.splitlines()[-1]
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_help_is_the_header(script):
+  result = subprocess.run(
+    ["bash", str(LAUNCH / script), "--help"],
+    env={"PATH": os.environ["PATH"]}, capture_output=True, text=True, check=True,
+  )  # fmt: skip
+  first, *lines = result.stdout.splitlines()
+  assert (LAUNCH / script).read_text().splitlines()[1] == f"# {first}"
+  assert any(line.startswith("Cost: ") for line in lines) and "set -euo" not in result.stdout
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
@@ -248,7 +297,7 @@ def test_what_is_not_set_is_named(launch, missing):
 def test_an_unknown_flag_is_refused(launch):
   result, calls = launch("tpu_pretrain.sh", "--delete-everything")
   assert (result.returncode, calls) == (2, [])
-  assert "unknown flag --delete-everything; the flags are --dry-run and --stop" in result.stderr
+  assert "unknown flag --delete-everything; the flags are --dry-run, --stop and --help" in result.stderr
 
 
 @pytest.mark.parametrize(
@@ -277,7 +326,10 @@ def test_a_host_of_a_slice_that_fails_half_way(launch):
   assert result.returncode == 7 and "machine.sh" in calls[-1][-1] and "--worker=all" in calls[-1]
   assert "go on, and cost" in result.stderr
 
-  answers = answers_of_a_run("tpu_pretrain.sh") | {"list .*trainer": [[0, "ACTIVE"]], "storage ls": [NO, NO, YES]}
+  answers = answers_of_a_run("tpu_pretrain.sh") | {
+    "list .*trainer": [[0, "ACTIVE"]],
+    "storage ls": [NOT_DONE, NOT_DONE, YES],
+  }
   answers |= {"ssh realm-trainer .*is-enabled": [one_fails, YES], "ssh realm-trainer .*is-failed": [one_fails]}
   result, calls = launch("tpu_pretrain.sh", answers=answers)
   assert result.returncode == 0, result.stderr
@@ -294,7 +346,7 @@ def test_trainers_that_share_a_job(launch):
   answers = answers_of_a_run("gpu_pretrain.sh") | {"list": [[0, "RUNNING"]], "is-enabled": [YES]}
   answers = {"list .*trainer-1": [[0, "RUNNING"], [0, "RUNNING"], [0, "TERMINATED"], [0, "RUNNING"]]} | answers
   del answers["list .*realm-trainer-0"], answers["list .*realm-indexer"]
-  answers |= {"ssh realm-trainer-0 .*is-failed": [YES, NO, YES], "storage ls": [NO, NO, NO, YES]}
+  answers |= {"ssh realm-trainer-0 .*is-failed": [YES, NO, YES], "storage ls": [NOT_DONE, NOT_DONE, NOT_DONE, YES]}
   result, calls = launch("gpu_pretrain.sh", answers=answers, TRAINERS="2")
   assert result.returncode == 0, result.stderr
   assert [call[3] for call in of_command(calls, "compute instances start")] == ["realm-trainer-1"]
@@ -318,14 +370,14 @@ def test_fine_tuning_on_several_hosts_has_an_indexer(launch, monkeypatch):
 
 
 def test_a_slice_that_failed_or_never_comes(launch):
-  answers = {"storage ls": [NO], "list .*trainer": [[0, ""], [0, "FAILED"]]}
+  answers = {"storage ls": [NOT_DONE], "list .*trainer": [[0, ""], [0, "FAILED"]]}
   result, _ = launch("tpu_pretrain.sh", answers=answers)
   assert result.returncode == 1 and "realm-trainer failed; its description says why" in result.stderr
-  answers = {"storage ls": [NO], "list .*trainer": [[0, "WAITING_FOR_RESOURCES"]]}
+  answers = {"storage ls": [NOT_DONE], "list .*trainer": [[0, "WAITING_FOR_RESOURCES"]]}
   result, calls = launch("tpu_pretrain.sh", answers=answers)
   assert result.returncode == 1
   assert "realm-trainer is not ready after 3 seconds (waiting); another ZONE or type may have room" in result.stderr
-  assert not of_command(calls, "compute tpus queued-resources create")
+  assert [call[4] for call in of_command(calls, "compute tpus queued-resources create")] == ["realm-indexer"]
 
 
 @pytest.mark.parametrize("script", ["tpu_pretrain.sh", "gpu_pretrain.sh"])
@@ -338,7 +390,7 @@ def test_what_is_preempted_is_started_again(launch, script):
   answers["list .*realm-indexer"] = [[0, ready]]
   answers[f"ssh {trainer} .*is-enabled"] = [YES, YES] if is_gpu else [YES, NO, YES]
   answers["ssh realm-indexer .*is-enabled"] = [YES]
-  answers["storage ls"] = [NO, NO, YES]
+  answers["storage ls"] = [NOT_DONE, NOT_DONE, YES]
   result, calls = launch(script, answers=answers)
   assert result.returncode == 0, result.stderr
   assert f"{trainer} was pre-empted" in result.stderr
@@ -356,7 +408,7 @@ def test_preemption_has_a_limit(launch):
   answers = answers_of_a_run("tpu_finetune.sh")
   answers["list"] = [[0, "SUSPENDED"], [0, "ACTIVE"], [0, "SUSPENDED"]]
   del answers["list .*realm-finetune"]
-  answers["storage ls"] = [NO]
+  answers["storage ls"] = [NOT_DONE]
   result, calls = launch("tpu_finetune.sh", answers=answers, MAX_REVIVALS="1")
   assert result.returncode == 1 and "pre-empted 1 times; go on with" in result.stderr
   assert len(of_command(calls, "compute tpus queued-resources create")) == 1
@@ -368,7 +420,7 @@ def test_a_trainer_that_fails_again_and_again_is_shown(launch):
   answers["list .*realm-finetune"] = [[0, "ACTIVE"]]
   answers["ssh realm-finetune .*is-enabled"] = [YES]
   answers["is-failed"] = [NO]
-  answers["storage ls"] = [NO]
+  answers["storage ls"] = [NOT_DONE]
   answers["journalctl .*--no-pager"] = [[0, "realm train: no corpus at gs://bucket/corpus\n"]]
   result, calls = launch("tpu_finetune.sh", answers=answers)
   assert result.returncode == 1 and "no corpus at gs://bucket/corpus" in result.stdout
@@ -385,6 +437,25 @@ def test_stopping_gives_back_machines_and_nothing_else(launch, script):
   assert {verb_of(call) for call in calls} == {end, end.rpartition(" ")[0] + " list"}
   result, calls = launch(script, "--stop", answers={"list": [[0, ""]]})
   assert result.returncode == 0 and not of_command(calls, end)
+
+
+@pytest.mark.parametrize(
+  ("failing", "left"),
+  [
+    ("list .*trainer", "realm-trainer"),
+    ("delete realm-trainer", "realm-trainer"),
+    ("queued-resources list", "realm-trainer realm-indexer"),
+  ],
+)
+def test_stopping_tries_every_machine(launch, failing, left):
+  result, calls = launch("tpu_pretrain.sh", "--stop", answers={failing: [[7, ""]], "list": [[0, "ACTIVE"]]})
+  assert result.returncode == 1
+  looked_at = of_command(calls, "compute tpus queued-resources list")
+  assert all(any(name in " ".join(call) for call in looked_at) for name in NAMES["tpu_pretrain.sh"])
+  deleted = [call[4] for call in of_command(calls, "compute tpus queued-resources delete")]
+  assert ("realm-indexer" in deleted) == ("indexer" not in left)
+  line = result.stderr.splitlines()[-1]
+  assert f"the machines ({left}) go on, and cost, until:  bash {LAUNCH}/tpu_pretrain.sh --stop" in line
 
 
 @pytest.mark.parametrize("path", sorted(LAUNCH.glob("*.sh")), ids=lambda path: path.name)
