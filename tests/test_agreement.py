@@ -6,13 +6,14 @@ import jax
 import pytest
 
 from realm_jax.config import paper_config
+from realm_jax.index.run_dir import RunDir
 from realm_jax.training import agreement
 
 LINES = '{"question": "who?", "answer": ["me"]}\n{"question": "where?", "answer": ["here", "there"]}\n'
 
 
 @pytest.fixture
-def second_host(monkeypatch):
+def second_host(monkeypatch, tmp_path):
   """-> what this host says, and a function that opens a config's corpus as the second of two that agree on the rest."""
   said = []
 
@@ -28,7 +29,7 @@ def second_host(monkeypatch):
 
   def open_as_second(config, *, heard=None, trains=True):
     first[:] = [heard] if heard else []
-    agreement.open_corpus(config, trains=trains)
+    agreement.open_corpus(config, trains_in=RunDir(tmp_path / "run") if trains else None)
     return said[-1]
 
   return open_as_second
@@ -64,3 +65,18 @@ def test_a_mixture_is_compared_by_the_content_of_its_corpora(second_host, sample
   config = paper_config("pretrain")
   config.update(corpus=str(sample_store.path), mixture=f"{sample_store.path}:1")
   assert second_host(config)[f"mixture {sample_store.path}"] == sample_store.content_digest
+
+
+def test_a_workdir_that_is_not_shared(second_host, questions, tmp_path):
+  """The first host would go on from step 4, the second one begin anew."""
+  config, _ = questions
+  (tmp_path / "run" / "checkpoints" / "4").mkdir(parents=True)
+  first = second_host(config)
+  second_host(config, heard=first)
+  (tmp_path / "run" / "checkpoints" / "4").rmdir()
+  with pytest.raises(ValueError) as error:
+    second_host(config, heard=first)
+  assert str(error.value) == (
+    "newest checkpoint of --workdir, a directory that all hosts must share, is None on host 1, 4 on the first host of "
+    "this job; start all hosts with the same flags, files and software"
+  )

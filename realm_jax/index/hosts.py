@@ -17,12 +17,16 @@ T = TypeVar("T")
 
 _SECONDS = 1.0  # between two signs of life from a host that the others wait for: no collective lasts long
 _PENDING, _DONE, _FAILED, _TIMED_OUT, _EMBED = range(5)
+_looks = itertools.count()  # for SIGTERM: of the whole process, for JAX agrees on a number that no host has come to yet
 
 
 class Preempted(RuntimeError):
   """SIGTERM came: the machine is about to be taken away. All is saved; to be started again."""
 
   exit_status = 75  # EX_TEMPFAIL of sysexits.h: "the user is invited to retry"
+
+  def __init__(self, message: str = "SIGTERM: start again to go on"):
+    super().__init__(message)
 
 
 class HostError(RuntimeError):
@@ -32,6 +36,14 @@ class HostError(RuntimeError):
 def is_first() -> bool:
   """Whether this is the host that writes; the only one of most jobs."""
   return jax.process_index() == 0
+
+
+def is_preempted() -> bool:
+  """Whether SIGTERM came to one of several hosts.
+
+  All must ask equally often: JAX has caught the signal, and lets them hear of it at the same look.
+  """
+  return jax.process_count() > 1 and multihost_utils.reached_preemption_sync_point(next(_looks))
 
 
 def gather(value: int) -> list[int]:
@@ -48,26 +60,28 @@ def decided_by_first(decide: Callable[[], int]) -> int:
   Raises:
     TimeoutError: on all hosts, if `decide` raised it.
     HostError: it failed otherwise; on the first host its own error is raised.
+    Preempted: SIGTERM came to one of several hosts, on all of them, while `decide` takes its time.
   """
   if jax.process_count() == 1:
     return decide()
   if not is_first():
     while (heard := _tell(_PENDING))[0] == _PENDING:
-      pass
+      _end_if_preempted()
     if heard[0] == _TIMED_OUT:
       raise TimeoutError("the first host of this job has waited in vain; its output says for what")
     if heard[0] == _FAILED:
       raise HostError("the first host of this job has failed; its output says why")
     return heard[1]
-  with concurrent.futures.ThreadPoolExecutor(1) as executor:
-    future = executor.submit(decide)
-    while not concurrent.futures.wait([future], _SECONDS).done:
-      _tell(_PENDING)
-    if (error := future.exception()) is not None:
-      _tell(_TIMED_OUT if isinstance(error, TimeoutError) else _FAILED)
-    value = future.result()
-    _tell(_DONE, value)
-    return value
+  # No `with`: whoever leaves it early would wait for what decides.
+  future = concurrent.futures.ThreadPoolExecutor(1).submit(decide)
+  while not concurrent.futures.wait([future], _SECONDS).done:
+    _tell(_PENDING)
+    _end_if_preempted()
+  if (error := future.exception()) is not None:
+    _tell(_TIMED_OUT if isinstance(error, TimeoutError) else _FAILED)
+  value = future.result()
+  _tell(_DONE, value)
+  return value
 
 
 def tell_text(text: str) -> str:
@@ -101,12 +115,10 @@ def embed_together(
   """
   if jax.process_count() == 1:
     return work(embed)
-  rounds = itertools.count()
 
   def end_if_preempted() -> None:
-    # All hosts ask with the same number; JAX has caught the signal, and lets them hear of it at the same one.
-    if ends_on_sigterm and multihost_utils.reached_preemption_sync_point(next(rounds)):
-      raise Preempted("SIGTERM: start again to go on")
+    if ends_on_sigterm:
+      _end_if_preempted()
 
   if not is_first():
     nothing = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), abstract_params)
@@ -162,6 +174,11 @@ def by_itself() -> ocp.options.MultiprocessingOptions:
 def checkpointer_of(handler: Callable[..., Any]) -> ocp.Checkpointer:
   """Reads what Orbax wrote with such a handler, by itself."""
   return ocp.Checkpointer(handler(multiprocessing_options=by_itself()), multiprocessing_options=by_itself())
+
+
+def _end_if_preempted() -> None:
+  if is_preempted():
+    raise Preempted
 
 
 def _tell(what: int, *values: int) -> list[int]:

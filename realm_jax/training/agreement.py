@@ -14,13 +14,14 @@ from realm_jax.data.mixing import parse_mixture
 from realm_jax.data.passages import PassageStore
 from realm_jax.data.questions import read_questions
 from realm_jax.index.hosts import gather, tell_text
+from realm_jax.index.run_dir import RunDir
 
 
-def open_corpus(config: ConfigDict, *, trains: bool = False) -> PassageStore:
+def open_corpus(config: ConfigDict, *, trains_in: RunDir | None = None) -> PassageStore:
   """The config's corpus, verified, on each host.
 
   Args:
-    trains: this job reads the config's questions and its mixture, too.
+    trains_in: this job trains, and reads the config's questions and its mixture, too, and checkpoints from here.
 
   Raises:
     ValueError, OSError: it can't be read here, or another host has something else than the first one.
@@ -29,8 +30,10 @@ def open_corpus(config: ConfigDict, *, trains: bool = False) -> PassageStore:
   try:
     store = PassageStore(config.corpus)
     store.verify()
-    if trains and jax.process_count() > 1:
-      digests = _training_digests(config)
+    if trains_in and jax.process_count() > 1:
+      steps = trains_in.checkpoint_steps()
+      newest = {"newest checkpoint of --workdir, a directory that all hosts must share,": steps[-1] if steps else None}
+      digests = newest | _training_digests(config)
   except (ValueError, OSError) as error:
     failure = error
   if jax.process_count() > 1:

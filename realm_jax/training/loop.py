@@ -61,13 +61,13 @@ def train(
   Raises:
     ImportError: TensorBoard or W&B is asked for, and not installed.
     ValueError: the run directory belongs to another config, or the config doesn't fit the corpus or the devices.
-    Preempted: SIGTERM came, and the run was saved.
+    Preempted: SIGTERM came, and the run was saved, if a step was made.
   """
   from realm_jax.data.tasks import query_batches  # noqa: PLC0415 TensorFlow, which the indexer and `ask` do without
 
   started = time.monotonic()
   tracer = Profile(profile, run_dir, log=log)
-  store = open_corpus(config, trains=True)
+  store = open_corpus(config, trains_in=run_dir)
   mesh = step_mesh(config, jax.devices())
   rows = HostRows(NamedSharding(mesh, ROWS), config.batch_size)
   stage = make_stage(config, store, store.vocabulary(), put=rows.put, fetch=rows.fetch)
@@ -81,12 +81,13 @@ def train(
   first_step = int(state.step)
   if is_first():
     _claim(run_dir, config, is_to_go_on=first_step < config.num_steps)
-  exports, follower = None, None
+  exports, follower, preemption = None, None, Preemption()
   if "retriever" in STAGES[config.stage]:
     exports = Exports(config, run_dir, store, is_frozen="passage_tower" in stage.frozen, log=log)
     exports.write_if_due(first_step, state.params)
     if stage.needs_index:
-      follower = _follow(config, run_dir, store, stage, exports, adoption, first_step, log)
+      with preemption, preemption.interrupting():  # no step is made yet: there is nothing to save
+        follower = _follow(config, run_dir, store, stage, exports, adoption, first_step, log)
   metrics_log = MetricsLog(
       run_dir, first_step=first_step, num_steps=config.num_steps, every=config.log_every, stage=config.stage,
       writers=_writers(config, run_dir, wandb),
@@ -104,7 +105,7 @@ def train(
     with jax.transfer_guard("allow"):  # Orbax fetches what it writes
       checkpoints.save(step, state, follower.adoption if follower else None)
 
-  with Preemption() as preemption, tracer, jax.transfer_guard("disallow"):
+  with preemption, tracer, jax.transfer_guard("disallow"):
     for step in range(first_step, config.num_steps):
       tracer.begin(step)
       if exports and step > first_step:
@@ -128,7 +129,7 @@ def train(
         metrics |= {"index_age": 0.0 if "passage_tower" in stage.frozen else follower.age(step)}
       tracer.end(step + 1, metrics)
       metrics_log.add(step + 1, metrics)
-      is_preempted = preemption.is_due(step + 1)
+      is_preempted = preemption.is_due()
       if is_preempted or step + 1 == config.num_steps or checkpoints.is_due(step + 1):
         save(step + 1)  # after the line of its last step, which a resumed run does not write again
       if is_preempted:

@@ -8,9 +8,8 @@ import threading
 from collections.abc import Iterator
 
 import jax
-from jax.experimental import multihost_utils
 
-from realm_jax.index.hosts import Preempted
+from realm_jax.index.hosts import Preempted, is_preempted
 
 
 class Preemption:
@@ -30,9 +29,9 @@ class Preemption:
     if self._is_caught:
       signal.signal(signal.SIGTERM, self._previous)
 
-  def is_due(self, step: int) -> bool:
-    """Whether to save after this step, and end; with several hosts all must ask at every step."""
-    return self._is_asked or (jax.process_count() > 1 and multihost_utils.reached_preemption_sync_point(step))
+  def is_due(self) -> bool:
+    """Whether to save now, and end; with several hosts all must ask at every step."""
+    return self._is_asked or is_preempted()
 
   @contextlib.contextmanager
   def interrupting(self) -> Iterator[None]:
@@ -47,4 +46,4 @@ class Preemption:
     self._is_asked = True
     if self._may_interrupt:
       self._may_interrupt = False
-      raise Preempted("SIGTERM")
+      raise Preempted

@@ -1,0 +1,66 @@
+"""SIGTERM while a run waits for an index: it ends at once, with the status of a run that is to be started again."""
+
+import os
+import signal
+import threading
+import time
+
+import jax
+import pytest
+from tiny_runs import tiny_config
+
+from realm_jax.index import hosts
+from realm_jax.index.hosts import Preempted, decided_by_first
+from realm_jax.index.run_dir import RunDir
+from realm_jax.training.loop import train
+
+
+def test_in_its_first_wait_a_run_has_nothing_to_save(sample_store, tmp_path):
+  config, run_dir = tiny_config("finetune", sample_store), RunDir(tmp_path / "run")
+  questions = tmp_path / "questions.jsonl"
+  questions.write_text('{"question": "who?", "answer": ["me"]}\n')
+  config.update(questions=str(questions), batch_size=len(jax.devices()))
+  lines = []
+
+  def log(line):
+    lines.append(line)
+    if line.startswith("waiting for the first snapshot"):
+      threading.Timer(0.5, os.kill, [os.getpid(), signal.SIGTERM]).start()
+
+  started = time.monotonic()
+  with pytest.raises(Preempted, match="^SIGTERM: start again to go on$") as error:
+    train(config, run_dir, log=log)
+  assert error.value.exit_status == 75
+  assert time.monotonic() - started < 60 < config.index.timeout
+  assert run_dir.checkpoint_steps() == [] and not run_dir.is_done()
+  assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+
+
+@pytest.mark.parametrize("host", [0, 1])
+def test_several_hosts_that_wait_for_the_first_one(monkeypatch, host):
+  """Each looks as often as the first one says that it waits, and hears of the signal at the same look."""
+  looks, told, is_decided = [], [], threading.Event()
+
+  def tell(what, *values):
+    told.append(what)
+    return [hosts._PENDING, 0, 0]
+
+  def reached(number):
+    looks.append(number)
+    return len(looks) == 3
+
+  monkeypatch.setattr(jax, "process_count", lambda: 2)
+  monkeypatch.setattr(jax, "process_index", lambda: host)
+  monkeypatch.setattr(hosts, "_SECONDS", 0.01)
+  monkeypatch.setattr(hosts, "_tell", tell)
+  monkeypatch.setattr(hosts.multihost_utils, "reached_preemption_sync_point", reached)
+  try:
+    with pytest.raises(Preempted, match="^SIGTERM: start again to go on$"):
+      decided_by_first(lambda: int(is_decided.wait(60)))
+  finally:
+    is_decided.set()
+  assert told == [hosts._PENDING] * 3
+  assert looks == list(range(looks[0], looks[0] + 3))
+  monkeypatch.setattr(hosts.multihost_utils, "reached_preemption_sync_point", lambda number: looks.append(number))
+  assert not hosts.is_preempted()
+  assert looks[-1] == looks[0] + 3  # counted on, whoever looks
