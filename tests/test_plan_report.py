@@ -1,5 +1,7 @@
 """What `realm plan` prints: a whole report, word for word, and the advice where a step doesn't fit."""
 
+import types
+
 import pytest
 
 from realm_jax import cli
@@ -43,6 +45,7 @@ def make(largest=40, fits=True, num_microbatches=1, mesh=None, **model):
 REPORT = """\
 pretrain on v5e-64: 64 chips, 512 queries a step
 mesh: data 64 x fsdp 1 x tensor 1; a device has 8 queries, in microbatches of 8
+attention: splash
 Compiled, not run: the times are estimates, at the peaks of the data sheet.
 
 memory of a chip
@@ -97,6 +100,19 @@ where they are used
   --config.batch_size=192: about 3 queries a device fit as it is
   --topology=...: a slice of more chips, or of chips with more memory"""
   )
+
+
+@pytest.mark.parametrize(
+  ("model", "line"),
+  [
+    ({}, "attention: naive"),
+    ({"attention": "splash", "attention_dropout_rate": 0.0}, "attention: splash"),
+    ({"attention": "splash"}, "attention: naive, as splash knows no dropout of attention weights"),
+    ({"attention": "xla", "dropout_rate": 0.0}, "attention: xla"),
+  ],
+)
+def test_the_attention_that_was_compiled_is_told(model, line):
+  assert line in describe(make(**model)).splitlines()
 
 
 def test_a_mesh_is_told():
@@ -190,6 +206,10 @@ def test_the_verb_answers_out_of_memory(more, num_queries, level, hint, monkeypa
       ["--topology=v5e-64", "--config=configs/pretrain.py", "--config.mesh.fsdp=6"],
       "mesh.fsdp=6 x mesh.tensor=1 does not divide 64 devices; set them so that their product is one of 1, 2, 4, 8, ",
     ),
+    (
+      ["--topology=v5e-64", "--config=configs/pretrain.py", "--config.model.attention=cudnn"],
+      "model.attention=cudnn needs a GPU; for TPUs, also in realm plan, set --config.model.attention=splash",
+    ),
     (["--topology=v9-8", "--config=configs/pretrain.py"], "unknown topology 'v9-8'; name a slice, "),
     (["--topology=v5e-64"], "give --config=FILE.py and --topology=SLICE, and nothing else"),
     (["--topology=v5e-64", "--config=configs/pretrain.py", "more"], "give --config=FILE.py and --topology=SLICE"),
@@ -200,7 +220,8 @@ def test_the_verb_answers_out_of_memory(more, num_queries, level, hint, monkeypa
   ],
 )
 def test_what_is_wrong_is_one_line(arguments, message, capsys, monkeypatch):
-  monkeypatch.setattr(topology, "compile_only_devices", lambda topology: [object()] * topology.num_devices)
+  tpu = types.SimpleNamespace(platform="tpu")
+  monkeypatch.setattr(topology, "compile_only_devices", lambda topology: [tpu] * topology.num_devices)
   assert cli.run(["plan", *arguments]) == 1
   *progress, line, hint = capsys.readouterr().err.splitlines()
   assert progress in ([], ["compiling for v5e-64, 512 queries, for minutes (fewer with --optimization_level=O0) ..."])

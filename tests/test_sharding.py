@@ -5,6 +5,7 @@ import os
 import pathlib
 import subprocess
 import sys
+import types
 
 import jax
 import pytest
@@ -59,6 +60,16 @@ def test_a_mesh_that_does_not_fit_is_refused(changes, message):
   config.update(changes)
   with pytest.raises(ValueError, match=message):
     step_mesh(config, [object()] * 8)
+
+
+def test_cudnn_is_for_gpus():
+  config = paper_config("pretrain")
+  config.model.attention = "cudnn"
+  for platform in ("cpu", "tpu"):
+    with pytest.raises(
+      ValueError, match=r"^model.attention=cudnn needs a GPU; for TPUs, .* --config.model.attention=s"
+    ):
+      step_mesh(config, [types.SimpleNamespace(platform=platform)])
 
 
 def sharded_steps(*stages):

@@ -1,6 +1,7 @@
 """TPU slices: their names, their chips, and what is said of those that are none."""
 
 import math
+import types
 
 import pytest
 
@@ -11,7 +12,8 @@ from realm_jax.training.topology import CHIPS, Topology, compile_only_devices, p
 @pytest.mark.parametrize(
   ("name", "generation", "num_chips"),
   [
-    ("v5e:8x8", "v5e", 64), ("v5e-64", "v5e", 64), ("v5litepod-16", "v5e", 16), ("v4:2x4x4", "v4", 32),
+    ("v5e:8x8", "v5e", 64), ("v5e-64", "v5e", 64), ("v5litepod-16", "v5e", 16), ("v5litepod-1", "v5e", 1),
+    ("v6e:1x1", "v6e", 1), ("v4:2x4x4", "v4", 32),
     ("v4-64", "v4", 32), ("v5p-8", "v5p", 4), ("v6e-256", "v6e", 256), ("v7x:2x2x1", "v7x", 4), ("tpu7x-8", "v7x", 8),
   ],
 )  # fmt: skip
@@ -69,6 +71,18 @@ def test_a_grid_that_libtpu_refuses(monkeypatch):
   monkeypatch.setattr(topology.topologies, "get_topology_desc", refuse)
   with pytest.raises(ValueError, match=r"^v4:3x3x3 is no grid of a slice: not divisible; grids are 2x2x1, 2x2x2, "):
     compile_only_devices(Topology("v4:3x3x3", CHIPS["v4"], "3x3x3"))
+
+
+@pytest.mark.parametrize(("name", "options"), [("v5litepod-1", {"chips_per_host_bounds": [1, 1, 1]}), ("v5e:2x2", {})])
+def test_a_host_of_one_chip(monkeypatch, name, options):
+  def describe(**given):
+    assert given == {"platform": "tpu", "topology_name": f"v5e:{topology_.grid}"} | options
+    return types.SimpleNamespace(devices=[object()] * topology_.num_devices)
+
+  topology_ = parse_topology(name)
+  monkeypatch.setattr(topology.importlib.util, "find_spec", lambda name: True)
+  monkeypatch.setattr(topology.topologies, "get_topology_desc", describe)
+  assert len(compile_only_devices(topology_)) == topology_.num_chips
 
 
 @pytest.mark.parametrize(

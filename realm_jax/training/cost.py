@@ -71,7 +71,7 @@ def step_work(config: ConfigDict, vocab_size: int, passage_length: int) -> Work:
   needed = 3 * (layers + attention + heads)
   repeated = {"none": 0.0, "dots": attention, "layer": layers + attention}[model.remat]
   kernel = 0.0
-  if model.attention == "splash" and uses_fused_attention(config):
+  if attention_in_training(config) == "splash":
     # On lengths in whole blocks of 128. Its backward pass makes the weights anew, once for the queries' gradient (3
     # products), once for the keys' and values' (4).
     padded = sum(n * num_layers * 4 * (-(-length // 128) * 128) ** 2 * size for n, length, _ in encodings)
@@ -79,11 +79,11 @@ def step_work(config: ConfigDict, vocab_size: int, passage_length: int) -> Work:
   return Work(needed, repeated, (2 + forward_passes) * attention, kernel)
 
 
-def uses_fused_attention(config: ConfigDict) -> bool:
-  """Whether training takes config.model.attention, and not the naive form for its dropout."""
+def attention_in_training(config: ConfigDict) -> str:
+  """config.model.attention, or the naive form where that is needed for its dropout."""
   model = config.model
   rate = model.dropout_rate if model.attention_dropout_rate < 0 else model.attention_dropout_rate
-  return model.attention != "naive" and rate == 0
+  return model.attention if rate == 0 else "naive"
 
 
 class StepTime(NamedTuple):

@@ -6,8 +6,10 @@ import dataclasses
 import math
 from collections.abc import Sequence
 
+from ml_collections import ConfigDict
+
 from realm_jax.training.collectives import Collective
-from realm_jax.training.cost import uses_fused_attention
+from realm_jax.training.cost import attention_in_training
 from realm_jax.training.planning import Plan, Step, is_searched_on_chip
 
 
@@ -18,6 +20,7 @@ def describe(plan: Plan) -> str:
     f"{config.stage} on {plan.topology.name}: {plan.topology.num_chips} chips, {config.batch_size} queries a step",
     f"mesh: data {plan.num_rows // mesh.fsdp} x fsdp {mesh.fsdp} x tensor {mesh.tensor}; a device has {plan.batch} "
     f"queries, in microbatches of {plan.batch // config.num_microbatches}",
+    _attention_line(config),
     "Compiled, not run: the times are estimates, at the peaks of the data sheet.",
     *_level_lines(plan),
     "",
@@ -36,7 +39,7 @@ def advice(plan: Plan) -> list[str]:
   config, model, mesh, result = plan.config, plan.config.model, plan.config.mesh, []
   if model.dtype == "float32":
     result.append("--config.model.dtype=bfloat16: activations of half the size, products several times as fast")
-  if not (model.attention == "splash" and uses_fused_attention(config)):
+  if attention_in_training(config) != "splash":
     result.append(
       "--config.model.attention=splash --config.model.attention_dropout_rate=0: no attention weights in memory"
     )
@@ -59,6 +62,12 @@ def advice(plan: Plan) -> list[str]:
     result.append(f"--config.batch_size={batch_size}: about {plan.largest} queries a device fit as it is")
   result.append("--topology=...: a slice of more chips, or of chips with more memory")
   return result
+
+
+def _attention_line(config: ConfigDict) -> str:
+  attention, wanted = attention_in_training(config), config.model.attention
+  why = "" if attention == wanted else f", as {wanted} knows no dropout of attention weights"
+  return f"attention: {attention}{why}"
 
 
 def _level_lines(plan: Plan) -> list[str]:

@@ -37,8 +37,13 @@ def step_mesh(config: ConfigDict, devices: Sequence[jax.Device]) -> Mesh:
   """All devices as data x fsdp x tensor; config.mesh has the last two, data is what remains.
 
   Raises:
-    ValueError: the devices, the batch or the model can't be split so.
+    ValueError: the devices, the batch or the model can't be split so, or the devices don't have the model's attention.
   """
+  if config.model.attention == "cudnn" and devices[0].platform != "gpu":
+    raise ValueError(
+      "model.attention=cudnn needs a GPU; for TPUs, also in realm plan, set --config.model.attention=splash, elsewhere "
+      "naive"
+    )
   fsdp, tensor = config.mesh.fsdp, config.mesh.tensor
   num_devices = len(devices)
   for name, size in (("fsdp", fsdp), ("tensor", tensor)):

@@ -33,7 +33,7 @@ class Chip(NamedTuple):
   devices_per_chip: int = 1
 
 
-_2D = {4: "2x2", 8: "2x4", 16: "4x4", 32: "4x8", 64: "8x8", 128: "8x16", 256: "16x16"}
+_2D = {1: "1x1", 4: "2x2", 8: "2x4", 16: "4x4", 32: "4x8", 64: "8x8", 128: "8x16", 256: "16x16"}
 _3D = {4: "2x2x1", 8: "2x2x2", 16: "2x2x4", 32: "2x4x4", 64: "4x4x4", 128: "4x4x8", 256: "4x8x8", 512: "8x8x8"}
 
 
@@ -137,9 +137,12 @@ def compile_only_devices(topology: Topology) -> list[jax.Device]:
   if importlib.util.find_spec("libtpu") is None:
     raise ImportError(f"compiling for a TPU needs the libtpu wheel (no TPU): {INSTALL_LIBTPU}")
   chip = topology.chip
+  options = dict(chip.options)
+  if topology.num_chips == 1:
+    options["chips_per_host_bounds"] = [1, 1, 1]  # libtpu's hosts have more
   try:
     described = topologies.get_topology_desc(
-      platform="tpu", topology_name=f"{chip.libtpu_name}:{topology.grid}", **chip.options
+      platform="tpu", topology_name=f"{chip.libtpu_name}:{topology.grid}", **options
     )
   except jax.errors.JaxRuntimeError as error:
     reason = str(error).removeprefix("INVALID_ARGUMENT: ")
