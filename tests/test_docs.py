@@ -56,7 +56,8 @@ def check_flags(verb, arguments):
   cli.load_verb(verb).define_flags(values)
   for argument in itertools.takewhile(lambda argument: argument != "--", arguments):  # behind it they are Beam's
     flag = re.match(r"--(\w+)", argument)
-    assert not flag or flag[1] in [*values, "help"], f"realm {verb} {argument}"
+    known = [*values, *(f"no{name}" for name in values if values[name].boolean), "help"]
+    assert not flag or flag[1] in known, f"realm {verb} {argument}"
 
 
 def commands_of(path):

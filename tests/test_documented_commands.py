@@ -55,6 +55,7 @@ RULES = [
     "realm plan",
     "needs libtpu and compiles for minutes; tests/test_planning.py has a small one",
   ),
+  ("docs/performance.md", "realm train", "needs a GPU; tests/test_bert.py compares the attentions' values"),
   ("docs/questions.md", "realm evaluate", SLOW),
   ("docs/results.md", "bash launch/", "minutes to hours"),
   (
