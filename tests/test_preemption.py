@@ -4,6 +4,8 @@ import os
 import signal
 import threading
 import time
+import types
+from unittest import mock
 
 import jax
 import pytest
@@ -12,10 +14,16 @@ from tiny_runs import tiny_config
 from realm_jax.index import hosts
 from realm_jax.index.hosts import Preempted, decided_by_first
 from realm_jax.index.run_dir import RunDir
-from realm_jax.training.loop import train
+from realm_jax.training import loop
+from realm_jax.training.checkpoint import Restored
 
 
-def test_in_its_first_wait_a_run_has_nothing_to_save(sample_store, tmp_path):
+def test_in_its_first_wait_a_run_has_nothing_to_save(sample_store, tmp_path, monkeypatch):
+  """With parameters and exports of which nothing is compiled or written."""
+  state = types.SimpleNamespace(step=0, params=None)
+  exports = mock.Mock(**{"newest_step.return_value": None})
+  monkeypatch.setattr(loop, "_start_or_resume", lambda *arguments: Restored(state, None))
+  monkeypatch.setattr(loop, "Exports", lambda *arguments, **options: exports)
   config, run_dir = tiny_config("finetune", sample_store), RunDir(tmp_path / "run")
   questions = tmp_path / "questions.jsonl"
   questions.write_text('{"question": "who?", "answer": ["me"]}\n')
@@ -29,7 +37,7 @@ def test_in_its_first_wait_a_run_has_nothing_to_save(sample_store, tmp_path):
 
   started = time.monotonic()
   with pytest.raises(Preempted, match="^SIGTERM: start again to go on$") as error:
-    train(config, run_dir, log=log)
+    loop.train(config, run_dir, log=log)
   assert error.value.exit_status == 75
   assert time.monotonic() - started < 60 < config.index.timeout
   assert run_dir.checkpoint_steps() == [] and not run_dir.is_done()
