@@ -7,11 +7,14 @@ import re
 import string
 import unicodedata
 from collections.abc import Iterator, Sequence
+from typing import AnyStr
 
 from tokenizers import normalizers, pre_tokenizers
 
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
 _PUNCTUATION = frozenset(string.punctuation)
+_PATTERN_FLAGS = re.IGNORECASE | re.UNICODE | re.MULTILINE
+_PERHAPS_ACCENT = re.compile("[^\0-\u02ff]")  # U+0300 is the first
 
 
 def normalize_answer(text: str) -> str:
@@ -95,8 +98,12 @@ def get_final_text(prediction: str, original: str, *, lowercase: bool) -> str:
 
 def matchable(text: str) -> str:
   """Lower-cased words without accents, between single spaces, one at both ends: " x " in it finds whole words."""
-  text = "".join(c for c in unicodedata.normalize("NFD", text.lower()) if unicodedata.category(c) != "Mn")
+  text = _PERHAPS_ACCENT.sub(_without_accent, unicodedata.normalize("NFD", text.lower()))
   return " " + " ".join(re.findall(r"\w+", text)) + " "
+
+
+def _without_accent(found: re.Match[str]) -> str:
+  return "" if unicodedata.category(found[0]) == "Mn" else found[0]
 
 
 class _DprCharacters(dict[int, str]):
@@ -124,9 +131,12 @@ def has_answer(text: str, answers: Sequence[str], *, regex: bool = False) -> boo
   return has_words(matchable(text), [*map(matchable, answers)])
 
 
-def has_words(words: str, answers: Sequence[str]) -> bool:
-  """Whether answers are in a text, after all went through `matchable` or `dpr_words`; one without words is nowhere."""
-  return any(answer != "  " and answer in words for answer in answers)
+def has_words(words: AnyStr, answers: Sequence[AnyStr]) -> bool:
+  """Whether answers are in a text, after all went through `matchable` or `dpr_words`; one without words is nowhere.
+
+  All may be encoded as UTF-8.
+  """
+  return any(not answer.isspace() and answer in words for answer in answers)
 
 
 def first_match(text: str, patterns: Sequence[str]) -> str:
@@ -143,7 +153,7 @@ def _matches(text: str, patterns: Sequence[str]) -> Iterator[str]:
   """An invalid pattern finds nothing, and nothing is no find."""
   for pattern in patterns:
     try:
-      found = re.finditer(pattern, text, re.IGNORECASE | re.UNICODE | re.MULTILINE)
+      found = re.finditer(pattern, text, _PATTERN_FLAGS)
     except re.error:
       continue
     yield from (match[0] for match in found if match[0])
@@ -151,6 +161,6 @@ def _matches(text: str, patterns: Sequence[str]) -> Iterator[str]:
 
 def _search_start(pattern: str, text: str) -> bool:
   try:
-    return re.match(pattern, text, re.IGNORECASE | re.UNICODE | re.MULTILINE) is not None
+    return re.match(pattern, text, _PATTERN_FLAGS) is not None
   except re.error:
     return False

@@ -179,11 +179,12 @@ class PassageStore:
     n = self.num_passages
     self.title_length_N = self._map("title_length", "<u2", (n,))
     self.body_length_N = self._map("body_length", "<u2", (n,))
-    self._offset = {name: self._map(f"{name}_offset", "<u8", (n + 1,)) for name in RAGGED}
+    # As plain arrays, for a piece of an np.memmap takes four times as long to take.
+    self._offset = {name: np.asarray(self._map(f"{name}_offset", "<u8", (n + 1,))) for name in RAGGED}
     num_entries = {name: int(offset[-1]) for name, offset in self._offset.items()}
     num_entries["token"] += self.passage_length
     ragged = {name: self._map(name, dtype, (num_entries[name], *shape)) for name, (dtype, shape) in RAGGED.items()}
-    self._id, self._title, self._body = ragged["id"], ragged["title"], ragged["body"]
+    self._id, self._title, self._body = (np.asarray(ragged[name]) for name in ("id", "title", "body"))
     self.sentence_start, self.sentence_offset = ragged["sentence_start"], self._offset["sentence_start"]
     self.span, self.span_offset = ragged["span"], self._offset["span"]
     # Row t is the P tokens from token t on, without a copy: a gather of rows then copies each in one piece.

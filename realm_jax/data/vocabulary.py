@@ -100,6 +100,15 @@ class Vocabulary:
     """Token ids alone, which take less time than `encode`."""
     return [e.ids for e in self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)]
 
+  def words(self, text: str) -> list[str]:
+    """What is cut into wordpieces: words as the vocabulary spells them, and each sign alone.
+
+    >>> Vocabulary(SPECIAL_TOKENS, lowercase=True).words("É. U.S.")
+    ['e', '.', 'u', '.', 's', '.']
+    """
+    text = self._tokenizer.normalizer.normalize_str(text)
+    return [word for word, _ in self._tokenizer.pre_tokenizer.pre_tokenize_str(text)]
+
   def to_bytes(self) -> bytes:
     """The content of vocab.txt."""
     return "".join(t + "\n" for t in self.tokens).encode()

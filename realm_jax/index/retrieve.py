@@ -10,7 +10,8 @@ import jax
 import numpy as np
 
 from realm_jax.batch import NULL_PASSAGE, IctBatch, MaskedBatch, Packed, QueryBatch, QuestionBatch, ReadingBatch
-from realm_jax.data.answers import all_matches, has_answer, has_words, matchable
+from realm_jax.data.answer_finder import AnswerFinder
+from realm_jax.data.answers import all_matches
 from realm_jax.data.packing import Tokens, pack
 from realm_jax.data.passages import PassageStore
 from realm_jax.data.vocabulary import Vocabulary
@@ -71,8 +72,7 @@ class BatchAssembler:
 
   def __init__(self, store: PassageStore, vocabulary: Vocabulary, *, joint_length: int):
     self._store, self._vocabulary, self._joint_length = store, vocabulary, joint_length
-    # A beam holds the same passages again and again; 2^16 of 1,000 characters are 64 MB.
-    self._words = functools.lru_cache(1 << 16)(lambda i: matchable(store.body(i)))
+    self._finder = AnswerFinder(store, vocabulary)
 
   def ict_batch(self, queries: QueryBatch) -> IctBatch:
     """Each query's own passage, without its sentence where that is to be removed (section 1.10), then its negatives."""
@@ -133,12 +133,12 @@ class BatchAssembler:
       annotated_B: passages that are said to hold each query's answer. Where some of them do, one is read and they alone
         are the right ones of the beam. Without them every passage with an answer is.
     """
-    rows = zip(answers_B, retrieved_id_BR.tolist())
-    beam_has_answer_BR = np.array([self._have_answer(answers, row, regex) for answers, row in rows])
+    find = self._finder.have_match if regex else self._finder.have_answer
     retrieved_id_BR = np.array(retrieved_id_BR)
+    beam_has_answer_BR = np.array([find(row_R, answers) for row_R, answers in zip(retrieved_id_BR, answers_B)])
     for b, annotated in enumerate(annotated_B or ()):
-      has_answer_A = self._have_answer(answers_B[b], annotated, regex)
-      if any(has_answer_A):
+      has_answer_A = find(np.array(annotated, np.int64), answers_B[b])
+      if has_answer_A.any():
         annotated = [i for i, has in zip(annotated, has_answer_A) if has]
         retrieved_id_BR[b] = with_annotated(retrieved_id_BR[b], annotated, num_passages)
         beam_has_answer_BR[b] = np.isin(retrieved_id_BR[b], annotated)
@@ -169,12 +169,6 @@ class BatchAssembler:
       passage_BKP=self._passage_input(passage_id_BK) if trains_passage_tower else None,
       null_BP=self.null_input(len(passage_id_BK)) if reads_null_passage else None,
     )
-
-  def _have_answer(self, answers: Sequence[str], passage_ids: Sequence[int], regex: bool) -> list[bool]:
-    if regex:
-      return [has_answer(self._store.body(i), answers, regex=True) for i in passage_ids]
-    words = [matchable(answer) for answer in answers]
-    return [has_words(self._words(i), words) for i in passage_ids]
 
   def _answer_ids(self, answers: Sequence[str]) -> list[np.ndarray]:
     """An answer of unknown words alone would be "found" at every unknown word, so it is left out."""
