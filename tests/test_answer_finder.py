@@ -18,7 +18,7 @@ from realm_jax.data.vocabulary import SPECIAL_TOKENS, Vocabulary
 from realm_jax.weights.source import locate
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz0123456789"
-PIECES = [*LETTERS, *(f"##{c}" for c in LETTERS), *".,-'()–£°日éÉA_łñα", "##£", "##°", "##É", "##ł", "##α"]
+PIECES = [*LETTERS, *(f"##{c}" for c in LETTERS + "£°ÉłαδοΣσς"), *".,-'()–£°日éÉA_łñαδοΣσς"]
 WORDS = "paris par ##is new york un ##kn foo ##bar ##°c the".split()
 TOKENS = [*SPECIAL_TOKENS, *PIECES, *WORDS]
 VOCABULARY = Vocabulary(TOKENS, lowercase=True)
@@ -110,6 +110,7 @@ def test_cases_worked_out_by_hand(tmp_path):
     ("foo_bar", "foo", False),  # three words for the vocabulary
     ("foo_bar", "foo_bar", True),
     ("foo\u00adbar", "bar", True),  # a soft hyphen: one word for the vocabulary, as if it weren't there
+    ("ΟΔΟΣ 1", "οδος", True),  # Python alone minds the end of a word
     ("10 日本", "日", False),  # two words for the vocabulary
     ("[UNK]", "unk", True),
     ("x" * 101 + " foo", "x" * 101, True),
