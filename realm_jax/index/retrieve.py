@@ -135,9 +135,10 @@ class BatchAssembler:
     """
     find = self._finder.have_match if regex else self._finder.have_answer
     retrieved_id_BR = np.array(retrieved_id_BR)
-    beam_has_answer_BR = np.array([find(row_R, answers) for row_R, answers in zip(retrieved_id_BR, answers_B)])
-    for b, annotated in enumerate(annotated_B or ()):
-      has_answer_A = find(np.array(annotated, np.int64), answers_B[b])
+    beam_has_answer_BR = np.zeros(retrieved_id_BR.shape, bool)
+    for b, annotated in enumerate(annotated_B or [()] * len(answers_B)):
+      asked = np.concatenate([retrieved_id_BR[b], np.array(annotated, np.int64)])
+      beam_has_answer_BR[b], has_answer_A = np.split(find(asked, answers_B[b]), [retrieved_id_BR.shape[1]])
       if has_answer_A.any():
         annotated = [i for i, has in zip(annotated, has_answer_A) if has]
         retrieved_id_BR[b] = with_annotated(retrieved_id_BR[b], annotated, num_passages)
