@@ -6,7 +6,7 @@ does not name: reads_annotated_passages is off here. To turn it on take a file t
 (docs/questions.md), over a corpus with its ids: --config.questions=FILE --config.reads_annotated_passages=True.
 Cost, estimated from the arithmetic at 10 TFLOP/s reached: 8 hours on one accelerator, and 40 minutes for ten
 checkpoints to answer the development questions; improved 16 hours, and 13 with 100 passages a question. While the
-accelerator waits, the host adds 0.7 hours of looking for answers and packing (docs/finetuning.md), and its search for
+accelerator waits, the host adds 0.8 hours of looking for answers and packing (docs/finetuning.md), and its search for
 316,672 beams of 5,000, which has not been measured. Not run at this size by this project yet.
 
   realm train --config=configs/nq.py --config.corpus=CORPUS --config.init=RUN --workdir=NQ

@@ -3,10 +3,10 @@ r"""CuratedTREC: --config=configs/trec.py as in the paper, --config=configs/trec
 The answers are regular expressions; FILE is CuratedTREC's training file, whose name tells so (docs/questions.md).
 Expected: 42.9 on the test questions from the paper's pre-training (Table 1 of Guu et al. 2020; 80 epochs). Improved:
 some 5 points more, as REALM++ gained.
-Cost, estimated from the arithmetic at 10 TFLOP/s reached: 3 hours on one accelerator, 5 improved. While it waits, the
-host searches 108,240 beams of 5,000, which has not been measured, and looks for the patterns: 0.2 hours if a question's
-beam stays what it was in its first epoch, 9 if it were a wholly other one in each (docs/finetuning.md). Not run at this
-size by this project yet.
+Cost, estimated from the arithmetic at 10 TFLOP/s reached: 3 hours on one accelerator, 5 improved. While the
+accelerator waits, the host searches 108,240 beams of 5,000, which has not been measured, and looks for the patterns:
+0.3 hours if a question's beam stays what it was in its first epoch, 11 if it were a wholly other one in each
+(docs/finetuning.md). Not run at this size by this project yet.
 
   realm train --config=configs/trec.py --config.corpus=CORPUS --config.init=RUN \
     --config.questions=FILE:train --workdir=CT

@@ -2,9 +2,9 @@ r"""WebQuestions: --config=configs/wq.py as in the paper, --config=configs/wq.py
 
 Expected: 40.7 exact match on web_questions:test from the paper's pre-training (Table 1 of Guu et al. 2020; 60 epochs).
 Improved: some 5 points more, as REALM++ gained.
-Cost, estimated from the arithmetic at 10 TFLOP/s reached: 5 hours on one accelerator, 10 improved. While it waits, the
-host adds 0.5 hours of looking for answers and packing (docs/finetuning.md), and its search for 205,020 beams of 5,000,
-which has not been measured. Not run at this size by this project yet.
+Cost, estimated from the arithmetic at 10 TFLOP/s reached: 5 hours on one accelerator, 10 improved. While the
+accelerator waits, the host adds 0.7 hours of looking for answers and packing (docs/finetuning.md), and its search for
+205,020 beams of 5,000, which has not been measured. Not run at this size by this project yet.
 
   realm train --config=configs/wq.py --config.corpus=CORPUS --config.init=RUN --workdir=WQ
   realm refresh_index --workdir=WQ         at the same time
