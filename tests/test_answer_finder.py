@@ -147,6 +147,8 @@ def test_the_same_words_are_made_of_plain_characters():
     text = "".join(draw.choice(plain if draw.random() < 0.4 else common) for _ in range(20))
     words = [w for w in VOCABULARY.words(text) if matchable(w) != "  "]
     assert words == matchable(text).split(), ascii(text)
+  # So no text of plain characters holds a word with another one.
+  assert set(plain).issuperset("".join(map(matchable, plain)))
   # A letter is one letter, so that no cut between wordpieces is within a character, and a sign is one sign.
   assert max(len(matchable(c).strip()) for c in plain) == 1
   assert max(len(w) for c in plain for w in VOCABULARY.words(c)) == 1

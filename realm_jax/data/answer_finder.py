@@ -21,14 +21,16 @@ def plain_characters(vocabulary: Vocabulary) -> str:
   """Those that the vocabulary's rules and `matchable` read alike: as the same letter of a word, as none, or as its end.
 
   Both read a character without regard to its neighbours. Only of a capital sigma Python makes another letter at the end
-  of a word.
+  of a word. What they make of a plain character is plain, too; so a word with another one is in no plain text.
   """
 
-  def is_plain(character: str) -> bool:
+  def is_alike(character: str) -> bool:
     text = f"a{character}a"
     return [w for w in vocabulary.words(text) if matchable(w) != "  "] == matchable(text).split()
 
-  return "".join(c for c in map(chr, range(_NUM_CHARACTERS)) if c != "\u03a3" and is_plain(c))
+  alike = "".join(c for c in map(chr, range(_NUM_CHARACTERS)) if c != "\u03a3" and is_alike(c))
+  known = frozenset(alike)
+  return "".join(c for c in alike if known.issuperset(matchable(c)))
 
 
 class AnswerFinder:
@@ -37,7 +39,7 @@ class AnswerFinder:
   To normalise the 5,000 texts of a beam takes longer than a step does on an accelerator. But a text of plain characters
   has the same words in both forms, so that its wordpieces, which are stored, hold the answer's in a row if and only if
   its words do. The other texts, one in ten of Wikipedia's, are normalised: those with a sign that is no punctuation
-  ("5°C" are two words and one for the vocabulary), with letters of other alphabets than Europe's, or with [UNK].
+  ("5°C" are two words and one for the vocabulary), with letters from U+2100 on, such as Chinese ones, or with [UNK].
   """
 
   def __init__(self, store: PassageStore, vocabulary: Vocabulary):
@@ -47,7 +49,6 @@ class AnswerFinder:
     self._is_sign_V = np.array([len(token) == 1 and not token.isalnum() for token in vocabulary.tokens])
     # All strange passages of Wikipedia would be a million, of 1,200 bytes: 1.3 GB.
     self._words = functools.lru_cache(1 << 20)(lambda i: matchable(store.body(i)).encode())
-
     self._last_match: dict[tuple[str, ...], tuple[np.ndarray, np.ndarray]] = {}
 
   def have_answer(self, passage_id_R: np.ndarray, answers: Sequence[str]) -> np.ndarray:
@@ -55,17 +56,12 @@ class AnswerFinder:
     is_plain_R = self._are_plain(passage_id_R)
     has_answer_R = np.zeros(len(passage_id_R), bool)
     tokens = self._store.body_tokens(passage_id_R[is_plain_R])
-    all_words, strange_words = [], []
-    for answer in answers:
-      all_words.append(matchable(answer).encode())
-      piece_L = self._pieces(answer)
-      if piece_L is None:
-        strange_words.append(all_words[-1])
-      else:
-        has_answer_R[is_plain_R] |= self._hold(tokens, piece_L)
-    for r in np.flatnonzero(~has_answer_R & (~is_plain_R | bool(strange_words))):
-      words = strange_words if is_plain_R[r] else all_words
-      has_answer_R[r] = has_words(self._words(int(passage_id_R[r])), words)
+    words_A = [matchable(answer) for answer in answers]
+    for words in words_A:
+      has_answer_R[is_plain_R] |= self._hold(tokens, self._pieces(words))
+    encoded_A = [words.encode() for words in words_A]
+    for r in np.flatnonzero(~has_answer_R & ~is_plain_R):
+      has_answer_R[r] = has_words(self._words(int(passage_id_R[r])), encoded_A)
     return has_answer_R
 
   def have_match(self, passage_id_R: np.ndarray, patterns: Sequence[str]) -> np.ndarray:
@@ -101,12 +97,12 @@ class AnswerFinder:
       self._kind_N[i] = _STRANGE if is_strange else _PLAIN
     return self._kind_N[passage_id_R] == _PLAIN
 
-  def _pieces(self, answer: str) -> np.ndarray | None:
-    """The answer's wordpieces without signs; None where they don't tell its words."""
-    piece_L = self._vocabulary.encode([answer])[0].token_id
-    if self._strange.search(answer) or (piece_L == self._vocabulary.unk_id).any():
-      return None
-    return piece_L[~self._is_sign_V[piece_L]]
+  def _pieces(self, words: str) -> np.ndarray:
+    """The wordpieces of an answer's words; none if no plain passage can hold them."""
+    piece_L = self._vocabulary.encode([words])[0].token_id
+    if self._strange.search(words) or (piece_L == self._vocabulary.unk_id).any():
+      return piece_L[:0]
+    return piece_L
 
   def _hold(self, tokens: Tokens, piece_L: np.ndarray) -> np.ndarray:
     """Whether plain passages hold these pieces in a row, signs left out, as whole words; no pieces are nowhere."""
