@@ -63,8 +63,9 @@ function show(result) {
 async function fetchJson(path, body) {
   const options = body && { method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(body) };
   const response = await fetch(path, options);
-  const result = await response.json();
-  if (!response.ok) throw new Error(result.error);
+  const result = await response.json().catch(() => null); // a proxy's own page is no JSON
+  if (!response.ok) throw new Error(result?.error ?? `the server says ${response.status} ${response.statusText}`);
+  if (result === null) throw new Error("what came is not JSON; is this the server's own address?");
   return result;
 }
 
