@@ -13,11 +13,12 @@ from starlette.responses import PlainTextResponse
 from realm_jax.serve import listen
 from realm_jax.serving.connections import bounded_protocol
 
+OK = PlainTextResponse("ok")
 GET = b"GET / HTTP/1.1\r\nHost: x\r\n"
 
 
 @contextlib.contextmanager
-def serving(app=PlainTextResponse("ok"), *, timeout=0.5, per_address=100, total=100):
+def serving(app=OK, *, timeout=0.5, per_address=100, total=100):
   """A server with such bounds, as `realm serve` has it; a function that connects to it, from an address."""
   protocol = bounded_protocol(timeout=timeout, per_address=per_address, total=total)
   server = uvicorn.Server(uvicorn.Config(app, http=protocol, log_level="warning", lifespan="off"))
