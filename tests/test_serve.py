@@ -87,6 +87,13 @@ def test_every_passage_read_has_its_best_span(open_qa):
   assert [[a[:1] + a[2:7] for a in row] for row in alone] == [[a[:1] + a[2:7] for a in row] for row in found]
 
 
+def test_no_question_has_no_answer_and_an_empty_one_is_refused(open_qa):
+  assert open_qa.answer([]) == open_qa.answers([], 2) == []
+  assert [part.shape for part in open_qa.retrieve([], 3)] == [(0, 3), (0, 3)]
+  with pytest.raises(ValueError, match="^question 1 is empty; leave it out, or write one$"):
+    open_qa.answer(["Who?", " "])
+
+
 def test_the_exact_search_asks_not_the_index(open_qa):
   class FindsTheFirst:
     def search(self, query_emb_BD, k):

@@ -133,7 +133,12 @@ class OpenQA:
 
     Args:
       exact: compare with every passage, whatever the index' searcher is.
+
+    Raises:
+      ValueError: a question is empty.
     """
+    if len(questions) == 0:
+      return np.zeros((0, k), np.float32), np.zeros((0, k), np.int32)
     parts = [self.search(queries, k, exact=exact) for queries in self.query_batches(questions)]
     score_BK, passage_id_BK = (np.concatenate(part)[: len(questions)] for part in zip(*parts))
     return score_BK, passage_id_BK
@@ -223,6 +228,9 @@ class OpenQA:
     """Questions as batches of one of the BATCH_SIZES, the last one filled up with its first question."""
     if isinstance(questions, str):
       raise TypeError("give a list of questions, not one text")
+    for i, question in enumerate(questions):
+      if not question.strip():
+        raise ValueError(f"question {i} is empty; leave it out, or write one")
     source = QuestionSource(
       [Question(q, ()) for q in questions], self.vocabulary, seed=0, query_length=self.config.query_length, max_masks=1
     )
