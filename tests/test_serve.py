@@ -134,9 +134,14 @@ def test_the_api_answers_what_the_library_does(open_qa, serve):
   ]
   assert client.get("/api/status").json() == {
     "can_answer": True, "step": 7, "index_version": 3, "index_params_step": 5, "index_age": 0.0,
-    "index_searcher": "exact", "searchers": ["index", "exact"], "num_passages": 40, "source": "", "license": "",
+    "index_published": None, "index_searcher": "exact", "searchers": ["index", "exact"], "num_passages": 40,
+    "source": "", "license": "",
   }  # fmt: skip
   assert client.get("/healthz").json() == {"status": "ok"}
+
+
+def test_the_status_says_when_the_index_was_published(serve):
+  assert serve().get("/api/status").json()["index_published"] == "2020-02-03T04:05:00Z"
 
 
 def test_hostile_texts_stay_data(serve):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import functools
 import sys
 from collections.abc import Iterable, Iterator, Sequence
@@ -78,9 +79,11 @@ class OpenQA:
     params: Any,
     snapshot: Snapshot,
     step: int = 0,
+    published: datetime.datetime | None = None,
   ):
-    """step: the training step of the parameters."""
+    """step: the training step of the parameters; published: when the snapshot was."""
     self.config, self.store, self.snapshot, self.step = config, store, snapshot, step
+    self.published = published
     self.vocabulary, self.params = vocabulary, jax.device_put(params)
     self.retriever = make_retriever(config.model, len(vocabulary))
     self.reader = make_reader(config.model, len(vocabulary))
@@ -107,7 +110,7 @@ class OpenQA:
     store = PassageStore(config.corpus)
     step, params = restore_params(run_dir, _step_of(run_dir, checkpoint))
     snapshot = _snapshot_of(run_dir, step, params, config, store, beside_others=beside_others)
-    return cls(config, store, store.vocabulary(), params, snapshot, step)
+    return cls(config, store, store.vocabulary(), params, snapshot, step, _published(run_dir, snapshot.version))
 
   @property
   def can_read(self) -> bool:
@@ -281,6 +284,14 @@ def _snapshot_of(
     f"the newest snapshot of {run_dir.path} was embedded with the parameters of step {newest}, none with those of "
     f"checkpoint {step}; for the newest checkpoint, run  realm refresh_index --workdir={run_dir.path} --once"
   )
+
+
+def _published(run_dir: RunDir, version: int) -> datetime.datetime | None:
+  """When a snapshot was committed, as its file system says; None: it was deleted after it was loaded."""
+  try:
+    return datetime.datetime.fromtimestamp(run_dir.snapshot_commit(version).stat().mtime, datetime.UTC)
+  except FileNotFoundError:
+    return None
 
 
 def _step_of(run_dir: RunDir, checkpoint: str | None) -> int | None:
