@@ -12,6 +12,7 @@ on each line, or any that  realm evaluate  takes.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import pathlib
@@ -132,6 +133,9 @@ def format_json(
 def _typed() -> Iterator[str]:
   """Questions from the terminal or a pipe; only a terminal is shown a prompt."""
   prompt = "question: " if sys.stdin.isatty() else ""
+  if prompt:
+    with contextlib.suppress(ImportError):  # not on every platform
+      import readline  # noqa: F401, PLC0415 from now on input() has arrow keys and earlier questions
   try:
     while question := input(prompt).strip():
       yield question

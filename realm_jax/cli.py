@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import re
 import select
 import signal
 import sys
@@ -64,6 +65,7 @@ def _run(arguments: Sequence[str]) -> int:
     print(_overview(None if wanted or not arguments else arguments[0]), file=sys.stdout if wanted else sys.stderr)
     return 0 if wanted else 2
   name, *rest = arguments
+  rest = _with_joined_config(rest)
   verb = load_verb(name)
   values = flags.FlagValues()
   flags.DEFINE_bool("help", False, "Show this help.", short_name="h", flag_values=values)
@@ -74,7 +76,9 @@ def _run(arguments: Sequence[str]) -> int:
   argv, sys.argv = sys.argv, [name, *rest]  # where config_flags looks for --config.a.b=value
   try:
     positional = values(sys.argv)[1:]
-  except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as error:  # the last four: of a config file
+    if "config" in values:
+      getattr(values.config, "stage", None)  # of a file that isn't there, only a look raises OSError
+  except (flags.Error, AttributeError, KeyError, OSError, TypeError, ValueError) as error:  # all others: of a config
     if any(argument.startswith(("--config.", "--noconfig.", "--config=")) for argument in rest):
       from realm_jax.config_source import config_fault  # noqa: PLC0415 the rest of the command line needs no JAX
 
@@ -97,6 +101,17 @@ def _run(arguments: Sequence[str]) -> int:
     print(f"\nrealm {name}: stopped", file=sys.stderr)
     return 130
   return 0
+
+
+def _with_joined_config(arguments: Sequence[str]) -> list[str]:
+  """--config FILE and -config=FILE as --config=FILE, the one form that the messages know."""
+  joined: list[str] = []
+  for argument in arguments:
+    if joined and joined[-1] == "--config" and not argument.startswith("-"):
+      joined[-1] += f"={argument}"
+    else:
+      joined.append(re.sub(r"^--?config(?=[.=]|$)", "--config", argument))
+  return joined
 
 
 def _output_is_unread() -> bool:

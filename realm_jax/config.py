@@ -20,6 +20,25 @@ STAGES = {
   "finetune": ("retriever", "reader"),
 }
 
+# The least that a number may be; shares lie between 0 and 1. What depends on other fields is checked where it is used.
+_LEAST = {
+  1: (
+    "num_steps", "batch_size", "num_microbatches", "max_masks", "log_every", "mesh.fsdp", "mesh.tensor",
+    "model.hidden_size", "model.num_layers", "model.num_heads", "model.mlp_size", "model.retrieval_size",
+    "model.span_hidden_size", "model.max_span_width", "checkpoint.every", "checkpoint.keep",
+    "index.export_every", "index.num_slices", "index.keep", "index.batch_size",
+  ),
+  3: ("query_length",),  # [CLS], a word, [SEP]
+  0: (
+    "seed", "num_hard_negatives", "optimizer.learning_rate", "optimizer.retriever_scale", "optimizer.weight_decay",
+    "optimizer.max_grad_norm", "index.exact_below", "index.warn_age", "index.max_age", "index.timeout",
+  ),
+  -1: ("optimizer.warmup_steps",),
+}  # fmt: skip
+_SHARES = (
+  "removal_rate", "null_rate", "distractor_rate", "recurring_rate", "model.dropout_rate", "model.embedding_dropout_rate"
+)  # fmt: skip
+
 
 def paper_config(stage: str) -> ConfigDict:
   """The settings of Guu et al. 2020 (section 4.3) and of Google's code where the paper is silent.
@@ -183,6 +202,18 @@ def stored_config(stored: dict[str, Any]) -> ConfigDict:
   except TypeError as error:
     raise ValueError(f"the run's config.json doesn't fit: {str(error).splitlines()[0]}; {remedy}") from error
   return config
+
+
+def check_numbers(config: ConfigDict) -> None:
+  """Raises ValueError where a number of a config is out of its bounds."""
+  fields = flat_fields(config.to_dict())
+  for least, names in _LEAST.items():
+    for name in names:
+      if not fields[name] >= least:  # nor is NaN
+        raise ValueError(f"{name}={fields[name]}, expected at least {least}; set --config.{name} to that or more")
+  for name in _SHARES:
+    if not 0 <= fields[name] <= 1:
+      raise ValueError(f"{name}={fields[name]}, expected a share; set --config.{name} to 0 to 1")
 
 
 def flat_fields(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -25,9 +25,7 @@ def read_config(source: str) -> ConfigDict:
   """
   if not re.search(r"\.py(:|$)", source):
     return stored_config(RunDir(source).read_config())
-  path = pathlib.Path(source.rpartition(":")[0] if ".py:" in source else source)
-  if not path.is_file():
-    raise FileNotFoundError(f"no config file {path}")
+  _check_file(source)
   values = flags.FlagValues()
   argv = ["realm", f"--config={source}"]
   config_flags.DEFINE_config_file("config", None, "", lock_config=True, flag_values=values, sys_argv=argv)
@@ -35,7 +33,30 @@ def read_config(source: str) -> ConfigDict:
     values(argv)
     return values.config
   except (flags.Error, AttributeError, KeyError, TypeError) as error:
-    raise ValueError(f"{source}: {_reason(error)}") from error
+    reason = _reason(error)
+    if missing := re.search(r"get_config\(\) missing 1 required positional argument: '(\w+)'", reason):
+      raise ValueError(
+        f"{source} needs a {missing[1]}: give {source}:{missing[1].upper()}{_choices(source)}"
+      ) from error
+    if "get_config() takes 0 positional arguments" in reason:
+      raise ValueError(f"{source}: that file makes one config; leave out what stands behind .py") from error
+    raise ValueError(f"{source}: {reason}") from error
+
+
+def _check_file(source: str) -> None:
+  path = pathlib.Path(re.sub(r"(?<=\.py):.*", "", source))
+  if not path.is_file():
+    alike = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*.py")], 1)
+    raise FileNotFoundError(f"no config file {path}{f'; did you mean {path.parent / alike[0]}?' if alike else ''}")
+
+
+def _choices(source: str) -> str:
+  """What a config file says that may stand behind it, "; the stages are ict, ...", by what it says of no word."""
+  try:
+    read_config(f"{source}:")
+  except ValueError as error:
+    return "".join(str(error).partition("; ")[1:])
+  return "; the file says which there are"
 
 
 def config_fault(arguments: Sequence[str], error: Exception) -> str:
@@ -44,6 +65,7 @@ def config_fault(arguments: Sequence[str], error: Exception) -> str:
   if not sources:
     return _reason(error)
   try:
+    _check_file(sources[-1])
     fields = flat_fields(read_config(sources[-1]).to_dict())
   except (ValueError, OSError) as cause:
     return str(cause)

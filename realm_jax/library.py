@@ -21,12 +21,17 @@ the same, finetune goes on where it was stopped.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+import reprlib
+import sys
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from etils import epath
+from ml_collections import ConfigDict
 
-from realm_jax.config import make_tower, paper_config, stored_config
+from realm_jax.config import flat_fields, make_tower, paper_config, stored_config
+from realm_jax.config_source import did_you_mean
+from realm_jax.data.answers import has_words, matchable
 from realm_jax.data.build import build_passages
 from realm_jax.data.passages import PassageStore
 from realm_jax.data.spans import make_tagger
@@ -40,19 +45,22 @@ from realm_jax.serving.open_qa import OpenQA
 from realm_jax.training.checkpoint import Checkpoints
 from realm_jax.training.loop import train
 
+Document = tuple[str, str] | Mapping[str, str]  # (title, text), or {"title", "text"} and perhaps "id"
 
-def open_qa(model: str, documents: Iterable[tuple[str, str]], *, workdir: str) -> OpenQA:
+
+def open_qa(model: str, documents: Iterable[Document], *, workdir: str) -> OpenQA:
   """A fine-tuned run's model over other documents: the passages are embedded anew, nothing is trained.
 
   Args:
     model: a fine-tuned run directory, of which the newest checkpoint is taken.
-    documents: titles and texts; long texts become several passages.
+    documents: titles and texts, as pairs or as {"title": ..., "text": ...}, also with "id" (else their number); long
+      texts become several passages.
     workdir: a run directory to write, with the corpus in it.
 
   Raises:
     FileExistsError: workdir holds a run, or a corpus of other documents.
     FileNotFoundError: the model has no checkpoint, or its corpus, whose vocabulary is taken, is gone.
-    ValueError: there is no document with text.
+    ValueError: there is no document with text, or one of another form.
   """
   source, run_dir = RunDir(model), RunDir(workdir)
   config = stored_config(source.read_config())
@@ -75,7 +83,7 @@ def open_qa(model: str, documents: Iterable[tuple[str, str]], *, workdir: str) -
 
 def finetune(
   model: str,
-  documents: Iterable[tuple[str, str]],
+  documents: Iterable[Document],
   questions: Iterable[tuple[str, str]],
   *,
   workdir: str,
@@ -97,13 +105,15 @@ def finetune(
   Raises:
     FileExistsError: workdir holds another run, or one of other documents or questions.
     FileNotFoundError: as `open_qa`.
-    ValueError: there is no document or no question, or workdir's run has other settings.
+    ValueError: there is no document or no question, or one of another form; no answer stands in the documents; a
+      setting that the config doesn't have; or workdir's run has other settings.
   """
   source, run_dir = stored_config(RunDir(model).read_config()), RunDir(workdir)
   if run_dir.config.exists() and not (run_dir.path / "documents.jsonl").exists():
     raise FileExistsError(_in_use(workdir))
   store = _own_corpus(run_dir, documents, PassageStore(source.corpus))
-  lines = ({"question": question, "answer": [answer]} for question, answer in questions)
+  pairs = [_pair(question, "questions", i, "question", "answer") for i, question in enumerate(questions)]
+  lines = ({"question": question, "answer": [answer]} for question, answer in pairs)
   _write_lines(run_dir, "questions.jsonl", lines, is_used=run_dir.config.exists())
   config = paper_config("finetune")
   config.model.update(source.model)
@@ -115,15 +125,65 @@ def finetune(
   )  # fmt: skip
   config.optimizer.corrects_bias = True  # without it, short runs start with steps that are too large
   config.index.refresh = "inline"
-  config.update_from_flattened_dict(settings or {})
+  _set(config, settings or {})
+  _check_answers([answer for _, answer in pairs], store, may_lack=config.reads_null_passage)
   train(config, run_dir)
   return OpenQA.load(workdir)
 
 
-def _own_corpus(run_dir: RunDir, documents: Iterable[tuple[str, str]], like: PassageStore) -> PassageStore:
+def _set(config: ConfigDict, settings: Mapping[str, Any]) -> None:
+  """Sets fields by their whole names."""
+  fields = flat_fields(config.to_dict())
+  for name, value in settings.items():
+    if name not in fields:
+      raise ValueError(f"settings: the config has no field {name!r}{did_you_mean(name, list(fields))}")
+    try:
+      config.update_from_flattened_dict({name: value})
+    except TypeError as error:
+      raise ValueError(
+        f"settings: {name} takes {type(fields[name]).__name__}, such as {fields[name]!r}; {value!r} came"
+      ) from error
+
+
+def _pair(item: Any, what: str, number: int, *names: str) -> tuple[str, str]:
+  """Two texts, given as a pair or by their names."""
+  texts: list[Any]
+  match item:
+    case Mapping():
+      texts = [item.get(name) for name in names]
+    case tuple() | list():
+      texts = list(item)
+    case _:
+      texts = []
+  if len(texts) != 2 or not all(isinstance(text, str) for text in texts):
+    named = ", ".join(f'"{name}": ...' for name in names)
+    raise ValueError(
+      f"{what}[{number}] is {reprlib.repr(item)}; give ({', '.join(names)}) or {{{named}}}, where both are texts"
+    )
+  return texts[0], texts[1]
+
+
+def _check_answers(answers: Sequence[str], store: PassageStore, *, may_lack: bool) -> None:
+  """An answer that no passage holds teaches nothing, unless the run learns to say so."""
+  # As one text, which is searched at the speed of C; no answer holds a line's end.
+  words = "\n".join(matchable(store.body(i)) for i in range(len(store)))
+  missing = [answer for answer in answers if not has_words(words, [matchable(answer)])]
+  if missing and len(missing) == len(answers):
+    raise ValueError(
+      f"none of the {len(answers)} answers stands in the documents, as {missing[0]!r} doesn't; give answers word for "
+      "word as the documents have them, so that there is something to learn"
+    )
+  if missing and not may_lack:
+    print(
+      f"{len(missing)} of {len(answers)} answers stand in no document, as {missing[0]!r}; such questions teach nothing",
+      file=sys.stderr,
+    )
+
+
+def _own_corpus(run_dir: RunDir, documents: Iterable[Document], like: PassageStore) -> PassageStore:
   """A corpus of the documents below the run, with the vocabulary and passage length of another; made once."""
   path = run_dir.path / "corpus"
-  lines = ({"id": str(i), "title": title, "text": text} for i, (title, text) in enumerate(documents))
+  lines = (_article(document, i) for i, document in enumerate(documents))
   articles = _write_lines(run_dir, "documents.jsonl", lines, is_used=path.exists())
   if not path.exists():
     build_passages(
@@ -131,6 +191,12 @@ def _own_corpus(run_dir: RunDir, documents: Iterable[tuple[str, str]], like: Pas
       tagger=make_tagger("rules"),
     )  # fmt: skip
   return PassageStore(path)
+
+
+def _article(document: Document, number: int) -> dict[str, str]:
+  title, text = _pair(document, "documents", number, "title", "text")
+  id_ = document.get("id", number) if isinstance(document, Mapping) else number
+  return {"id": str(id_), "title": title, "text": text}
 
 
 def _write_lines(run_dir: RunDir, name: str, lines: Iterable[Mapping[str, Any]], *, is_used: bool) -> epath.Path:

@@ -49,7 +49,8 @@ def main(values: flags.FlagValues, positional: list[str]) -> None:
   os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
   os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5litepod-4")
   os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")  # beside another plan: libtpu's lock is for TPUs
-  from realm_jax.data.passages import PassageStore  # noqa: PLC0415 as above
+  from realm_jax.config import check_numbers  # noqa: PLC0415 as above
+  from realm_jax.data.passages import PassageStore  # noqa: PLC0415
   from realm_jax.training.abstract_step import CorpusSize  # noqa: PLC0415
   from realm_jax.training.plan_report import describe  # noqa: PLC0415
   from realm_jax.training.planning import make_plan  # noqa: PLC0415
@@ -57,6 +58,7 @@ def main(values: flags.FlagValues, positional: list[str]) -> None:
 
   if positional or values.config is None:
     raise ValueError("give --config=FILE.py and --topology=SLICE, and nothing else")
+  check_numbers(values.config)
   corpus = CorpusSize(values.num_passages, values.passage_length, values.vocab_size)
   if values.config.corpus:
     store = PassageStore(values.config.corpus)

@@ -10,15 +10,17 @@ reached from others, say where to listen and under which names:
 
 from __future__ import annotations
 
+import re
 import socket
 import sys
+from collections.abc import Sequence
 
 from absl import flags
 
 from realm_jax import cli
 
 _LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
-_MAX_CONNECTIONS = 512  # beyond these uvicorn answers 503 at once
+_MAX_CONNECTIONS = 512  # what is asked on more gets 503 at once
 
 
 def define_flags(values: flags.FlagValues) -> None:
@@ -35,6 +37,9 @@ def define_flags(values: flags.FlagValues) -> None:
     flag_values=values,
   )  # fmt: skip
   flags.DEFINE_float("requests_per_second", 50, "Questions of one address; more get 429.", 0.01, flag_values=values)
+  flags.DEFINE_integer(
+    "connections_per_address", 192, "Connections of one address; more are closed at once.", 1, flag_values=values
+  )
   flags.DEFINE_integer("max_waiting", 64, "Questions that wait at most; more get 429.", 1, flag_values=values)
   flags.DEFINE_float(
     "look_every", 10, "Seconds between looks for a newer checkpoint or index; 0: none.", 0, flag_values=values
@@ -45,11 +50,11 @@ def define_flags(values: flags.FlagValues) -> None:
 def main(values: flags.FlagValues, positional: list[str]) -> None:
   if positional:
     raise ValueError(f"unexpected {positional[0]!r}")
-  hosts = values.allowed_hosts or _default_hosts(values.host)
+  hosts = _checked_hosts(values.allowed_hosts) if values.allowed_hosts else _default_hosts(values.host)
   try:
     import uvicorn  # noqa: PLC0415 an extra
 
-    from realm_jax.serving import follower, open_qa, web  # noqa: PLC0415 after the flags, so that --help is quick
+    from realm_jax.serving import connections, follower, open_qa, web  # noqa: PLC0415 after the flags, so that --help is quick
   except ModuleNotFoundError as error:
     if error.name not in ("fastapi", "uvicorn"):
       raise
@@ -65,9 +70,12 @@ def main(values: flags.FlagValues, positional: list[str]) -> None:
     look=following.look,
     look_every=values.look_every,
   )
+  protocol = connections.bounded_protocol(
+    timeout=values.timeout, per_address=values.connections_per_address, total=_MAX_CONNECTIONS
+  )
   config = uvicorn.Config(
-      app, log_level="warning", access_log=False, ws="none", proxy_headers=False, server_header=False,
-      limit_concurrency=_MAX_CONNECTIONS, timeout_graceful_shutdown=5,
+      app, http=protocol, log_level="warning", access_log=False, ws="none", proxy_headers=False, server_header=False,
+      timeout_graceful_shutdown=5,
   )  # fmt: skip
   host = f"[{values.host}]" if ":" in values.host else values.host
   print(f"http://{host}:{listening.getsockname()[1]}/  (Ctrl-C ends)", flush=True)
@@ -84,13 +92,23 @@ def listen(host: str, port: int) -> socket.socket:
     ) from None
 
 
+def _checked_hosts(hosts: Sequence[str]) -> Sequence[str]:
+  for host in hosts:
+    if not re.fullmatch(r"\*|(\*\.)?[\w.-]+|\[[\da-fA-F:.]+\]", host):
+      raise ValueError(
+        f"--allowed_hosts: {host!r} is no name of a machine; give names without a port, such as qa.example.org, "
+        "*.example.org for all below that, or * for any"
+      )
+  return hosts
+
+
 def _default_hosts(host: str) -> tuple[str, ...]:
   """A page elsewhere can give this machine a name of its own: only known names are answered."""
   if host in ("0.0.0.0", "::"):
     raise ValueError(
       f"--host={host} listens to all machines: say by which names they call this one, --allowed_hosts=NAME"
     )
-  return (*_LOOPBACK, host)
+  return (*_LOOPBACK, f"[{host}]" if ":" in host else host)
 
 
 if __name__ == "__main__":

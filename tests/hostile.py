@@ -1,5 +1,6 @@
 """Texts that would run as scripts in a careless page, and what answers with them."""
 
+import datetime
 import itertools
 import types
 
@@ -56,7 +57,7 @@ class HostileStore:
 class HostileQA:
   """Stands in for OpenQA, without a model: finds the question itself as first passage."""
 
-  can_read, step = True, 7
+  can_read, step, published = True, 7, datetime.datetime(2020, 2, 3, 4, 5, tzinfo=datetime.UTC)
 
   def __init__(self):
     self.config = types.SimpleNamespace(num_passages=2)

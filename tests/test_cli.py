@@ -92,6 +92,22 @@ def test_an_error_is_one_line(realm, arguments, message):
   assert hint == "(REALM_DEBUG=1 shows where)"
 
 
+@pytest.mark.parametrize(
+  ("arguments", "message"),
+  [
+    (["--config.batch_size=-1"], "batch_size=-1, expected at least 1; set --config.batch_size to that or more"),
+    (["--wandb=mine"], "--wandb needs Weights & Biases:  pip install 'realm_jax[wandb]'"),
+  ],
+)
+def test_what_can_not_start_leaves_nothing_behind(realm, sample_store, tmp_path, monkeypatch, arguments, message):
+  monkeypatch.setitem(sys.modules, "wandb", None)
+  workdir = tmp_path / "run"
+  given = [f"--config={CONFIGS}/demo.py:ict", f"--config.corpus={sample_store.path}", "--config.query_length=32"]
+  status, out, err = realm("train", *given, "--config.model.max_length=256", *arguments, f"--workdir={workdir}")
+  assert (status, out, err.splitlines()[0]) == (1, "", f"realm train: {message}")
+  assert not workdir.exists()
+
+
 def test_realm_debug_shows_where(monkeypatch):
   monkeypatch.setenv("REALM_DEBUG", "1")
   with pytest.raises(FileNotFoundError, match="no run in /nonexistent"):

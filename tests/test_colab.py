@@ -52,6 +52,18 @@ def test_the_notebooks_are_these():
   assert [path.stem for path in NOTEBOOKS] == ["ask", "look_inside", "own_documents"]
 
 
+def test_files_of_ones_own_are_found_from_any_directory(tmp_path, monkeypatch):
+  """Before the notebook changes to another one."""
+  cells = [cell.source for cell in nbformat.read(ROOT / "colab" / "own_documents.ipynb", as_version=4).cells]
+  (place,) = [i for i, source in enumerate(cells) if "resolve()" in source]
+  assert place < min(i for i, source in enumerate(cells) if "%cd" in source)
+  monkeypatch.chdir(tmp_path)
+  for given, expected in (("mine.jsonl", str(tmp_path / "mine.jsonl")), ("/x/mine.jsonl", "/x/mine.jsonl"), ("", "")):
+    names = {"DOCUMENTS": given, "QUESTIONS": given}
+    exec(compile(cells[place], "own_documents", "exec"), names)  # noqa: S102
+    assert (names["DOCUMENTS"], names["QUESTIONS"]) == (expected, expected)
+
+
 def test_ask(run):
   outputs = run("ask")
   assert ast.literal_eval(outputs[-1]) == "Marie and Pierre Curie"

@@ -5,7 +5,9 @@ import pathlib
 
 import pytest
 
+from realm_jax import cli
 from realm_jax.config import flat_fields, paper_config
+from realm_jax.config_source import read_config
 from realm_jax.index.run_dir import RunDir
 
 CONFIGS = pathlib.Path(__file__).parent.parent / "configs"
@@ -45,6 +47,8 @@ def test_show_has_every_field(realm):
     (["diff", "a"], "give  show A  or  diff A B, each a config file or a run directory"),
     (["show", "/nonexistent/x.py"], "no config file /nonexistent/x.py"),
     (["show", "/nonexistent/x.py:ict"], "no config file /nonexistent/x.py"),
+    (["show", f"{CONFIGS}/itc.py"], f"no config file {CONFIGS}/itc.py; did you mean {CONFIGS}/ict.py?"),
+    (["show", f"{CONFIGS}/demo.py"], f"{CONFIGS}/demo.py needs a stage: give {CONFIGS}/demo.py:STAGE; the stages are "),
     (["show", f"{CONFIGS}/demo.py:x"], f"{CONFIGS}/demo.py:x: ValueError: unknown stage 'x'; the stages are"),
   ],
 )
@@ -52,6 +56,37 @@ def test_wrong_use(realm, arguments, message):
   status, out, err = realm("config", *arguments)
   assert (status, out, len(err.splitlines())) == (1, "", 2)
   assert err.startswith(f"realm config: {message}")
+
+
+@pytest.mark.parametrize(
+  ("source", "message"),
+  [
+    (f"{CONFIGS}/itc.py", f"no config file {CONFIGS}/itc.py; did you mean {CONFIGS}/ict.py?"),
+    ("/nonexistent", "no config file /nonexistent"),
+    (
+      f"{CONFIGS}/demo.py",
+      f"{CONFIGS}/demo.py needs a stage: give {CONFIGS}/demo.py:STAGE; the stages are ict, mlm, pretrain, finetune",
+    ),
+    (
+      f"{CONFIGS}/openqa.py",
+      f"{CONFIGS}/openqa.py needs a name: give {CONFIGS}/openqa.py:NAME; there are before, reader and finetune",
+    ),
+    (
+      f"{CONFIGS}/table2.py",
+      f"{CONFIGS}/table2.py needs a row: give {CONFIGS}/table2.py:ROW; the file says which there are",
+    ),
+    (f"{CONFIGS}/ict.py:x", f"{CONFIGS}/ict.py:x: that file makes one config; leave out what stands behind .py"),
+  ],
+)
+def test_what_is_wrong_with_a_source(realm, source, message):
+  for flag in (
+    [f"--config={source}"],
+    ["--config", source],
+    ["-config", source],
+    [f"--config={source}", "--config.x=1"],
+  ):
+    status, out, err = realm("train", *flag, "--workdir=/nonexistent")
+    assert (status, out, err) == (2, "", f"realm train: {message}\nrealm train --help  lists the flags\n")
 
 
 @pytest.mark.parametrize(
@@ -71,9 +106,23 @@ def test_wrong_use(realm, arguments, message):
   ],
 )
 def test_what_is_wrong_with_an_override(realm, override, message):
-  status, out, err = realm("train", f"--config={CONFIGS}/ict.py", f"--config.{override}", "--workdir=/nonexistent")
-  assert (status, out) == (2, "")
-  assert err == f"realm train: {message}\nrealm train --help  lists the flags\n"
+  for flag in ([f"--config={CONFIGS}/ict.py"], ["--config", f"{CONFIGS}/ict.py"]):
+    status, out, err = realm("train", *flag, f"--config.{override}", "--workdir=/nonexistent")
+    assert (status, out) == (2, "")
+    assert err == f"realm train: {message}\nrealm train --help  lists the flags\n"
+
+
+@pytest.mark.parametrize("source", ["ict.py", "demo.py:finetune", "nq.py:improved"])
+def test_every_field_can_be_set_by_a_flag(monkeypatch, source):
+  """To another value than it has, which it then has."""
+  more = {int: 7, float: 0.5, str: "x"}
+  fields = flat_fields(read_config(f"{CONFIGS}/{source}").to_dict())
+  expected = {field: not old if isinstance(old, bool) else old + more[type(old)] for field, old in fields.items()}
+  seen = []
+  monkeypatch.setattr("realm_jax.training.loop.train", lambda config, run_dir, **_: seen.append(config))
+  overrides = [f"--config.{field}={value}" for field, value in expected.items()]
+  assert cli.run(["train", f"--config={CONFIGS}/{source}", *overrides, "--workdir=/nonexistent"]) == 0
+  assert flat_fields(seen[0].to_dict()) == pytest.approx(expected)
 
 
 @pytest.mark.parametrize(

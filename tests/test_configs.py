@@ -3,6 +3,7 @@
 import ast
 import importlib.util
 import inspect
+import math
 import pathlib
 import re
 
@@ -12,6 +13,7 @@ import pytest
 from realm_jax import config as config_module
 from realm_jax.config import (
   STAGES,
+  check_numbers,
   flat_fields,
   make_reader,
   make_retriever,
@@ -142,6 +144,35 @@ def test_question_sets_have_the_papers_steps(name, num_steps, improved_steps):
 def test_an_unknown_variant_is_named():
   with pytest.raises(ValueError, match=r"^unknown variant 'big'; the variants are paper and improved$"):
     question_config(10, 1, "big")
+
+
+@pytest.mark.parametrize(
+  ("field", "value", "message"),
+  [
+    ("batch_size", -1, "batch_size=-1, expected at least 1; set --config.batch_size to that or more"),
+    ("num_steps", 0, "num_steps=0, expected at least 1"),
+    ("log_every", 0, "log_every=0, expected at least 1"),
+    ("checkpoint.every", 0, "checkpoint.every=0, expected at least 1"),
+    ("index.export_every", 0, "index.export_every=0, expected at least 1"),
+    ("query_length", 2, "query_length=2, expected at least 3"),
+    ("seed", -1, "seed=-1, expected at least 0"),
+    ("optimizer.learning_rate", math.nan, "optimizer.learning_rate=nan, expected at least 0"),
+    ("optimizer.warmup_steps", -2, "optimizer.warmup_steps=-2, expected at least -1"),
+    ("null_rate", 1.5, "null_rate=1.5, expected a share; set --config.null_rate to 0 to 1"),
+  ],
+)
+def test_a_number_out_of_bounds_is_refused(field, value, message):
+  config = paper_config("pretrain")
+  check_numbers(config)
+  config.update_from_flattened_dict({field: value})
+  with pytest.raises(ValueError, match=f"^{re.escape(message)}"):
+    check_numbers(config)
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_every_configs_numbers_are_within_bounds(path):
+  for config in build_all(path):
+    check_numbers(config)
 
 
 def attributes_read(tree):

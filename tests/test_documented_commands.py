@@ -66,6 +66,7 @@ RULES = [
   ("docs/scaling.md", "realm train", CLOUD + "; tests/test_devices.py has several processes"),
   ("docs/serving.md", "pip install", INSTALLS),
   ("docs/serving.md", "python benchmarks/serve.py", "loads the machine for minutes"),
+  ("docs/serving.md", "python benchmarks/ask.py", "loads the machine for a minute"),
   ("docs/serving.md", "realm serve", SLOW),
   ("docs/serving.md", "curl", SLOW),
   ("docs/storage.md", "pip install", INSTALLS),

@@ -119,3 +119,65 @@ def test_documents_without_text_are_refused(runs):
   with pytest.raises(ValueError, match="empty corpus"):
     library.open_qa("runs/finetune", [("Radium", "")], workdir="runs/empty")
   library.open_qa("runs/finetune", DOCUMENTS, workdir="runs/empty")  # nothing stands in the way
+
+
+def test_documents_may_have_names_and_ids(runs):
+  documents = [{"title": "Radium", "text": DOCUMENTS[0][1], "id": "ra"}, ["Neon", "Ramsay found neon."]]
+  library.open_qa("runs/finetune", documents, workdir="runs/named")
+  store = PassageStore(runs / "named" / "corpus")
+  assert [(store.title(i), store.body(i)) for i in range(len(store))] == DOCUMENTS
+  assert [store.id(i).partition("/")[0].split("-")[0] for i in range(len(store))] == ["ra", "1"]
+
+
+@pytest.mark.parametrize(
+  ("document", "named"),
+  [
+    ("Ramsay found neon.", "'Ramsay found neon.'"),
+    ("ab", "'ab'"),
+    ({"name": "Neon", "text": "Ramsay found neon."}, "{'name': 'Neon', 'text': 'Ramsay found neon.'}"),
+    (("Neon", None), "('Neon', None)"),
+    (("Neon", "Ramsay", "found"), "('Neon', 'Ramsay', 'found')"),
+  ],
+)
+def test_what_is_no_document_is_named(runs, document, named):
+  message = f'documents[1] is {named}; give (title, text) or {{"title": ..., "text": ...}}, where both are texts'
+  with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+    library.open_qa("runs/finetune", [DOCUMENTS[0], document], workdir="runs/refused")
+  assert not (runs / "refused").exists()
+
+
+def test_what_is_no_question_is_named(runs):
+  with pytest.raises(ValueError, match=r"^questions\[0\] is 'Who\?'; give \(question, answer\) or "):
+    finetune(questions=["Who?"], workdir="runs/unasked")
+
+
+def test_answers_that_stand_nowhere_are_counted(runs, capsys, monkeypatch):
+  nowhere = [("Who painted Guernica?", "Picasso")]
+  with pytest.raises(ValueError, match="^none of the 1 answers stands in the documents, as 'Picasso' doesn't; give"):
+    finetune(questions=nowhere, workdir="runs/nowhere")
+  assert not RunDir("runs/nowhere").config.exists()
+  trained = []
+  monkeypatch.setattr(library, "train", lambda config, run_dir: trained.append(config.questions))
+  monkeypatch.setattr(library.OpenQA, "load", lambda workdir: workdir)
+  assert finetune(questions=QUESTIONS + nowhere, workdir="runs/nowhere") == "runs/nowhere"
+  assert [json.loads(line)["answer"] for line in open(trained[0])][-1] == ["Picasso"]
+  said = "1 of 3 answers stand in no document, as 'Picasso'; such questions teach nothing"
+  assert said in capsys.readouterr().err.splitlines()
+
+
+@pytest.mark.parametrize(
+  ("settings", "message"),
+  [
+    ({"num_step": 2}, "settings: the config has no field 'num_step'; did you mean 'num_steps'?"),
+    (
+      {"learning_rate": 2},
+      "settings: the config has no field 'learning_rate'; did you mean 'optimizer.learning_rate'?",
+    ),
+    ({"num_steps": "many"}, "settings: num_steps takes int, such as 1000; 'many' came"),
+    ({"num_steps": 0}, "num_steps=0, expected at least 1"),
+  ],
+)
+def test_what_is_wrong_with_a_setting_is_one_line(runs, settings, message):
+  with pytest.raises(ValueError, match=f"^{re.escape(message)}"):
+    finetune(workdir="runs/set", **settings)
+  assert not RunDir("runs/set").config.exists()

@@ -100,6 +100,7 @@ class Wandb(types.ModuleType):
 
   def __init__(self):
     super().__init__("wandb")
+    self.Error = RuntimeError
     self.started, self.logged, self.num_finished = [], [], 0
 
   def init(self, **arguments):
@@ -131,6 +132,18 @@ def test_weights_and_biases_gets_the_same_lines_in_one_run(tmp_path, monkeypatch
   other.path.mkdir()
   WeightsAndBiases("mine", other, {})
   assert wandb.started[2]["id"] != second["id"]
+
+
+def test_what_weights_and_biases_refuses_is_told_in_a_line(tmp_path, monkeypatch):
+  wandb = Wandb()
+
+  def refuse(**_):
+    raise wandb.Error("api_key not configured (no-tty)")
+
+  wandb.Error, wandb.init = type("Error", (Exception,), {}), refuse
+  monkeypatch.setitem(sys.modules, "wandb", wandb)
+  with pytest.raises(RuntimeError, match=r"^--wandb=mine: api_key not .*; log in with  wandb login, or set WANDB_MODE"):
+    WeightsAndBiases("mine", RunDir(tmp_path / "run"), {})
 
 
 @pytest.mark.parametrize(

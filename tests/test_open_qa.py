@@ -66,6 +66,7 @@ def test_more_passages_may_be_read_than_in_training(run, field, expected):
   config = run.read_config()
   RunDir(run.path).write_config(config | {"num_inference_passages": field})
   open_qa = OpenQA.load(run.path)
+  assert open_qa.published.timestamp() == int(run.snapshot_commit(open_qa.snapshot.version).stat().mtime)
   assert open_qa.config.num_passages == expected
 
 

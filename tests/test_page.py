@@ -83,7 +83,8 @@ def test_a_question_gets_its_answer(open_page):
   assert sorted(requests) == ["", "api/status", "app.js", "style.css"]
   footer = page.locator("footer").inner_text()
   assert f"1,000 passages · {HOSTILE[0]} · {HOSTILE[1]}" in footer
-  assert "Index 3 (scann) · parameters of step 7, index 0 steps old" in footer
+  assert "Index 3 (scann) · parameters of step 7, index 0 steps old, published Feb 3, 2020, " in footer
+  assert " days ago" in footer
   assert page.evaluate("document.activeElement.id") == "question"
   ask(page, "Who found radium?")
   playwright.expect(page.locator("#answer")).to_have_text("Marie Curie")

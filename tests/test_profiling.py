@@ -41,7 +41,15 @@ def test_the_steps_between_are_traced_as_far_as_the_run_makes_them(tmp_path, tra
   inside = [["start", str(run_dir.profile), True], *([step] for step in expected), ["stop"]] if expected else []
   before, after = range(first_step, 2), range(4, num_steps)
   assert traced == [*([s] for s in before if s < num_steps), *inside, *([s] for s in after)]
-  assert len(said) == len(expected[:1])
+  (line,) = said
+  assert line.startswith("profile of the steps to 4: " if expected else "nothing was traced: ")
+
+
+def test_a_run_without_the_steps_says_that_nothing_was_traced(tmp_path, traced):
+  said = []
+  run_steps(Profile("5:9", RunDir(tmp_path), log=said.append), 0, 3, traced)
+  run_steps(Profile(None, RunDir(tmp_path), log=said.append), 0, 3, traced)
+  assert said == ["nothing was traced: this call made none of the steps between 5 and 9"]
 
 
 def test_an_error_ends_the_trace(tmp_path, traced):

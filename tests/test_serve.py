@@ -14,6 +14,7 @@ import jax
 import numpy as np
 import pytest
 from hostile import HOSTILE, HostileQA
+from starlette.responses import PlainTextResponse
 from starlette.testclient import TestClient
 
 from realm_jax import cli
@@ -23,7 +24,7 @@ from realm_jax.index.searcher import ExactSearcher
 from realm_jax.index.snapshot import Snapshot
 from realm_jax.serve import listen
 from realm_jax.serving.batching import Batcher, Overloaded
-from realm_jax.serving.guard import HEADERS
+from realm_jax.serving.guard import HEADERS, guarded
 from realm_jax.serving.messages import MAX_QUESTION_LENGTH
 from realm_jax.serving.open_qa import OpenQA
 from realm_jax.serving.web import MAX_BODY, Limits, create_app
@@ -86,6 +87,13 @@ def test_every_passage_read_has_its_best_span(open_qa):
   assert [[a[:1] + a[2:7] for a in row] for row in alone] == [[a[:1] + a[2:7] for a in row] for row in found]
 
 
+def test_no_question_has_no_answer_and_an_empty_one_is_refused(open_qa):
+  assert open_qa.answer([]) == open_qa.answers([], 2) == []
+  assert [part.shape for part in open_qa.retrieve([], 3)] == [(0, 3), (0, 3)]
+  with pytest.raises(ValueError, match="^question 1 is empty; leave it out, or write one$"):
+    open_qa.answer(["Who?", " "])
+
+
 def test_the_exact_search_asks_not_the_index(open_qa):
   class FindsTheFirst:
     def search(self, query_emb_BD, k):
@@ -126,9 +134,14 @@ def test_the_api_answers_what_the_library_does(open_qa, serve):
   ]
   assert client.get("/api/status").json() == {
     "can_answer": True, "step": 7, "index_version": 3, "index_params_step": 5, "index_age": 0.0,
-    "index_searcher": "exact", "searchers": ["index", "exact"], "num_passages": 40, "source": "", "license": "",
+    "index_published": None, "index_searcher": "exact", "searchers": ["index", "exact"], "num_passages": 40,
+    "source": "", "license": "",
   }  # fmt: skip
   assert client.get("/healthz").json() == {"status": "ok"}
+
+
+def test_the_status_says_when_the_index_was_published(serve):
+  assert serve().get("/api/status").json()["index_published"] == "2020-02-03T04:05:00Z"
 
 
 def test_hostile_texts_stay_data(serve):
@@ -265,7 +278,33 @@ def test_a_foreign_name_is_refused(serve, host):
     client.get("/", headers={"Host": host}),
     client.post("/api/ask", json={"question": "x"}, headers={"Host": host}),
   ):
-    assert response.status_code == 400 and "passages" not in response.text
+    assert (response.status_code, response.json()) == (
+      400, {"error": "this server has no such name; address it by one of its --allowed_hosts"}
+    )  # fmt: skip
+    assert response.headers.items() >= {k.lower(): v for k, v in HEADERS.items()}.items()
+
+
+@pytest.mark.parametrize(
+  ("host", "names", "is_known"),
+  [
+    ("qa.example.org", ["QA.example.org"], True),
+    ("QA.example.org:80", ["qa.example.org"], True),
+    ("[::1]:8080", ["[::1]"], True),
+    ("::1", ["[::1]"], False),
+    ("a.example.org", ["*.example.org"], True),
+    ("example.org", ["*.example.org"], False),
+    ("evilexample.org", ["*.example.org"], False),
+    ("evil.example:80@qa.example.org", ["qa.example.org"], False),
+    ("", ["qa.example.org"], False),
+    ("", ["*"], True),
+  ],
+)
+def test_by_which_names_the_server_is_known(host, names, is_known):
+  async def app(scope, receive, send):
+    await PlainTextResponse("ok")(scope, receive, send)
+
+  client = TestClient(guarded(app, allowed_hosts=names, max_body=1, requests_per_second=1, timeout=1))
+  assert client.get("/", headers={"Host": host}).status_code == (200 if is_known else 400)
 
 
 @pytest.mark.parametrize(
@@ -409,3 +448,10 @@ def test_a_port_that_is_taken_is_named():
 def test_all_machines_are_answered_only_by_name(capsys):
   assert cli.run(["serve", "--workdir=/nonexistent", "--host=0.0.0.0"]) == 1
   assert "--allowed_hosts=NAME" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("host", ["qa.*", "qa.example.org:80", "http://qa", "a b", "::1"])
+def test_a_name_that_no_machine_has_is_refused_first(realm, host):
+  status, out, err = realm("serve", "--workdir=/nonexistent", f"--allowed_hosts={host}")
+  assert (status, out) == (1, "")
+  assert err.startswith(f"realm serve: --allowed_hosts: {host!r} is no name of a machine; give names without a port")

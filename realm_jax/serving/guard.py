@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import time
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 
 from starlette.datastructures import Headers, MutableHeaders
-from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -32,14 +32,15 @@ def guarded(
   """The application behind all that this file does.
 
   Args:
-    allowed_hosts: names in the Host header; "*" allows all. A foreign page can name this machine by its own (DNS
-      rebinding), and would then read the answers.
+    allowed_hosts: names in the Host header, "*.example.org" for all below one; "*" allows all. A foreign page can name
+      this machine by its own (DNS rebinding), and would then read the answers.
     max_body: bytes of a request; more is answered with 413.
     requests_per_second: POST requests of one address; more get 429.
     timeout: seconds in which a body must arrive, or 408.
   """
   limited = _Limits(app, max_body, requests_per_second, timeout)
-  hosts = TrustedHostMiddleware(limited, list(allowed_hosts), www_redirect=False)
+  names = tuple(name.lower() for name in allowed_hosts)
+  stranger = problem(400, "this server has no such name; address it by one of its --allowed_hosts")
 
   async def with_headers(scope: Scope, receive: Receive, send: Send) -> None:
     async def send_with_headers(message: Message) -> None:
@@ -47,7 +48,8 @@ def guarded(
         MutableHeaders(scope=message).update(HEADERS)
       await send(message)
 
-    await hosts(scope, receive, send_with_headers)
+    is_known = scope["type"] != "http" or _is_among(Headers(scope=scope).get("host", ""), names)
+    await (limited if is_known else stranger)(scope, receive, send_with_headers)
 
   return with_headers
 
@@ -55,6 +57,16 @@ def guarded(
 def problem(status: int, message: str, *, headers: Mapping[str, str] | None = None) -> JSONResponse:
   """The one form of every refusal."""
   return JSONResponse({"error": message}, status, headers)
+
+
+def _is_among(host: str, names: Sequence[str]) -> bool:
+  """Whether a Host header, a name with or without a port, has one of the names."""
+  if "*" in names:
+    return True
+  match = re.fullmatch(r"(\[[\da-f:.]+\]|[^:\[\]]+)(:\d+)?", host.lower())
+  return match is not None and any(
+    match[1].endswith(name[1:]) if name.startswith("*.") else match[1] == name for name in names
+  )
 
 
 class _Limits:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
@@ -84,6 +85,7 @@ class Status(BaseModel):
   index_version: int
   index_params_step: int = Field(description="step of the parameters that embedded the passages")
   index_age: float = Field(description="how many steps older the passages' embeddings are on average")
+  index_published: datetime.datetime | None = Field(description="by the clock of the disk or bucket that holds it")
   index_searcher: str = Field(description="exact or scann")
   searchers: list[str]
   num_passages: int

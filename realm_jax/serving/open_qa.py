@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import functools
 import sys
 from collections.abc import Iterable, Iterator, Sequence
@@ -78,9 +79,11 @@ class OpenQA:
     params: Any,
     snapshot: Snapshot,
     step: int = 0,
+    published: datetime.datetime | None = None,
   ):
-    """step: the training step of the parameters."""
+    """step: the training step of the parameters; published: when the snapshot was."""
     self.config, self.store, self.snapshot, self.step = config, store, snapshot, step
+    self.published = published
     self.vocabulary, self.params = vocabulary, jax.device_put(params)
     self.retriever = make_retriever(config.model, len(vocabulary))
     self.reader = make_reader(config.model, len(vocabulary))
@@ -107,7 +110,7 @@ class OpenQA:
     store = PassageStore(config.corpus)
     step, params = restore_params(run_dir, _step_of(run_dir, checkpoint))
     snapshot = _snapshot_of(run_dir, step, params, config, store, beside_others=beside_others)
-    return cls(config, store, store.vocabulary(), params, snapshot, step)
+    return cls(config, store, store.vocabulary(), params, snapshot, step, _published(run_dir, snapshot.version))
 
   @property
   def can_read(self) -> bool:
@@ -133,7 +136,12 @@ class OpenQA:
 
     Args:
       exact: compare with every passage, whatever the index' searcher is.
+
+    Raises:
+      ValueError: a question is empty.
     """
+    if len(questions) == 0:
+      return np.zeros((0, k), np.float32), np.zeros((0, k), np.int32)
     parts = [self.search(queries, k, exact=exact) for queries in self.query_batches(questions)]
     score_BK, passage_id_BK = (np.concatenate(part)[: len(questions)] for part in zip(*parts))
     return score_BK, passage_id_BK
@@ -223,6 +231,9 @@ class OpenQA:
     """Questions as batches of one of the BATCH_SIZES, the last one filled up with its first question."""
     if isinstance(questions, str):
       raise TypeError("give a list of questions, not one text")
+    for i, question in enumerate(questions):
+      if not question.strip():
+        raise ValueError(f"question {i} is empty; leave it out, or write one")
     source = QuestionSource(
       [Question(q, ()) for q in questions], self.vocabulary, seed=0, query_length=self.config.query_length, max_masks=1
     )
@@ -273,6 +284,14 @@ def _snapshot_of(
     f"the newest snapshot of {run_dir.path} was embedded with the parameters of step {newest}, none with those of "
     f"checkpoint {step}; for the newest checkpoint, run  realm refresh_index --workdir={run_dir.path} --once"
   )
+
+
+def _published(run_dir: RunDir, version: int) -> datetime.datetime | None:
+  """When a snapshot was committed, as its file system says; None: it was deleted after it was loaded."""
+  try:
+    return datetime.datetime.fromtimestamp(run_dir.snapshot_commit(version).stat().mtime, datetime.UTC)
+  except FileNotFoundError:
+    return None
 
 
 def _step_of(run_dir: RunDir, checkpoint: str | None) -> int | None:

@@ -139,6 +139,7 @@ def _status(open_qa: OpenQA, searchers: list[str]) -> Status:
     index_params_step=snapshot.params_step,
     # Its newest slice was made by this very tower, which in fine-tuning may not have changed since.
     index_age=snapshot.age(snapshot.params_step),
+    index_published=open_qa.published,
     index_searcher=snapshot.manifest["searcher"],
     searchers=searchers,
     num_passages=len(open_qa.store),

@@ -11,7 +11,7 @@ import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
-from realm_jax.config import STAGES, flat_fields, stored_config
+from realm_jax.config import STAGES, check_numbers, flat_fields, stored_config
 from realm_jax.data.passages import PassageStore
 from realm_jax.data.vocabulary import Vocabulary
 from realm_jax.index import snapshot as snapshots
@@ -60,11 +60,13 @@ def train(
 
   Raises:
     ImportError: TensorBoard or W&B is asked for, and not installed.
-    ValueError: the run directory belongs to another config, or the config doesn't fit the corpus or the devices.
+    ValueError: the run directory belongs to another config, or the config has a number that is out of bounds, or
+      doesn't fit the corpus or the devices.
     Preempted: SIGTERM came, and the run was saved, if a step was made.
   """
   from realm_jax.data.tasks import query_batches  # noqa: PLC0415 TensorFlow, which the indexer and `ask` do without
 
+  check_numbers(config)
   started = time.monotonic()
   tracer = Profile(profile, run_dir, log=log)
   store = open_corpus(config, trains_in=run_dir)
@@ -73,6 +75,7 @@ def train(
   stage = make_stage(config, store, store.vocabulary(), put=rows.put, fetch=rows.fetch)
   optimizer = configured_optimizer(config, stage.frozen)
   check_run_dir(config, run_dir)
+  writers = _writers(config, run_dir, wandb)
   checkpoints = Checkpoints(run_dir, keep=config.checkpoint.keep, every=config.checkpoint.every, log=log)
 
   # The order is important. 1. Resume. 2. Claim the directory, with a config that can start. 3. Export, for without
@@ -90,7 +93,7 @@ def train(
         follower = _follow(config, run_dir, store, stage, exports, adoption, first_step, log)
   metrics_log = MetricsLog(
       run_dir, first_step=first_step, num_steps=config.num_steps, every=config.log_every, stage=config.stage,
-      writers=_writers(config, run_dir, wandb),
+      writers=writers,
       peak_seconds=peak_seconds(config, len(store.vocabulary()), store.passage_length, jax.devices()),
   )  # fmt: skip
   key = jax.jit(lambda: jax.random.key(config.seed), out_shardings=NamedSharding(mesh, PartitionSpec()))()

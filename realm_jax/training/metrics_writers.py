@@ -48,6 +48,7 @@ class WeightsAndBiases:
 
   Raises:
     ImportError: W&B is not installed; with the command that does it.
+    RuntimeError: W&B starts no run, as where nobody has logged in.
   """
 
   def __init__(self, project: str, run_dir: RunDir, config: Mapping[str, Any]):
@@ -56,11 +57,15 @@ class WeightsAndBiases:
       import wandb  # noqa: PLC0415 an extra
     except ImportError as error:
       raise ImportError("--wandb needs Weights & Biases:  pip install 'realm_jax[wandb]'") from error
+    run_dir.path.mkdir(parents=True, exist_ok=True)
     # Steps that a resumed run makes again have the values that W&B has already, and are ignored there.
-    self._run = wandb.init(
-        project=project, id=_run_id(run_dir), name=run_dir.path.name, resume="allow", config=dict(config),
-        dir=None if run_dir.is_bucket else str(run_dir.path),
-    )  # fmt: skip
+    try:
+      self._run = wandb.init(
+          project=project, id=_run_id(run_dir), name=run_dir.path.name, resume="allow", config=dict(config),
+          dir=None if run_dir.is_bucket else str(run_dir.path),
+      )  # fmt: skip
+    except wandb.Error as error:
+      raise RuntimeError(f"--wandb={project}: {error}; log in with  wandb login, or set WANDB_MODE=offline") from error
 
   def write(self, step: int, line: Mapping[str, float]) -> None:
     self._run.log({name: value for name, value in line.items() if name != "step"}, step=step)

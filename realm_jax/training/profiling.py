@@ -32,9 +32,11 @@ class Profile:
   def __enter__(self) -> Profile:
     return self
 
-  def __exit__(self, *exc) -> None:
+  def __exit__(self, exc_type: type[BaseException] | None, *exc: object) -> None:
     if self._scratch:
       self._write()
+    elif self._first < self._last and exc_type is None:
+      self._log(f"nothing was traced: this call made none of the steps between {self._first} and {self._last}")
 
   def begin(self, step: int) -> None:
     """Called before the step after `step` others, which a resumed run may find to lie beyond the first."""

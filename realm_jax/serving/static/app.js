@@ -63,8 +63,9 @@ function show(result) {
 async function fetchJson(path, body) {
   const options = body && { method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(body) };
   const response = await fetch(path, options);
-  const result = await response.json();
-  if (!response.ok) throw new Error(result.error);
+  const result = await response.json().catch(() => null); // a proxy's own page is no JSON
+  if (!response.ok) throw new Error(result?.error ?? `the server says ${response.status} ${response.statusText}`);
+  if (result === null) throw new Error("what came is not JSON; is this the server's own address?");
   return result;
 }
 
@@ -85,6 +86,16 @@ async function ask(event) {
   }
 }
 
+// When the index was published, and how long ago that is.
+function published(date) {
+  if (!date) return "";
+  const then = new Date(date);
+  const hours = Math.max(0, Date.now() - then) / 3_600_000;
+  const [value, unit] = hours < 1 ? [60 * hours, "minute"] : hours < 48 ? [hours, "hour"] : [hours / 24, "day"];
+  const ago = new Intl.RelativeTimeFormat("en").format(-Math.floor(value), unit);
+  return `, published ${then.toLocaleString("en", { dateStyle: "medium", timeStyle: "short" })}, ${ago}`;
+}
+
 async function showStatus() {
   const status = await fetchJson("api/status");
   shown = `${status.step} ${status.index_version}`;
@@ -92,7 +103,7 @@ async function showStatus() {
   $("corpus").textContent = `${status.num_passages.toLocaleString("en")} passages · ${license}`;
   $("index").textContent =
     `Index ${status.index_version} (${status.index_searcher}) · parameters of step ${status.step}, ` +
-    `index ${number(status.index_age, 0)} steps old`;
+    `index ${number(status.index_age, 0)} steps old` + published(status.index_published);
   $("searchers").hidden = status.index_searcher === "exact" || !status.searchers.includes("exact");
   if (!status.can_answer) {
     $("search-only").checked = $("search-only").disabled = true;
