@@ -79,7 +79,7 @@ def main(values: flags.FlagValues, positional: list[str]) -> None:
       written = [f"{pathlib.Path(values.output, below)}: {name}" for below, name in classes.items()]
     else:
       weights = _without_foreign_index(weights, store)
-      written = [f"{values.output}: {_write_run(RunDir(scratch), weights, store)}"]
+      written = [f"{values.output}: {_write_run(RunDir(scratch), weights, store, values.output)}"]
     scratch.rename(output)
   finally:
     shutil.rmtree(scratch, ignore_errors=True)
@@ -128,8 +128,8 @@ def _without_foreign_index(weights: Weights, store: PassageStore) -> Weights:
   return weights._replace(block_emb=None, unused=weights.unused | {BLOCK_EMB: why})
 
 
-def _write_run(run_dir: RunDir, weights: Weights, store: PassageStore) -> str:
-  """A run whose training took place elsewhere; returns what it is."""
+def _write_run(run_dir: RunDir, weights: Weights, store: PassageStore, output: str) -> str:
+  """A run whose training took place elsewhere; returns what it is. It will be moved to `output`."""
   config = _config(weights, store)
   params = weights.tree()
   run_dir.write_config(config.to_dict())
@@ -142,7 +142,7 @@ def _write_run(run_dir: RunDir, weights: Weights, store: PassageStore) -> str:
   tower_writer.close()
   run_dir.done.write_text("done\n")
   if not weights.block_emb or not weights.block_emb.shape[0]:
-    refresh = f"realm refresh_index --once --workdir={run_dir.path}"
+    refresh = f"realm refresh_index --once --workdir={output}"
     return f"a run of the stage {config.stage} without an index; make one with {refresh}"
   emb_ND = np.empty(weights.block_emb.shape, ml_dtypes.bfloat16)
   for begin in range(0, len(emb_ND), _ROWS):

@@ -199,7 +199,7 @@ def test_embeddings_of_other_passages_are_left(openqa, tmp_path, convert):
   status, out = convert(openqa, tmp_path / "run", "--to=realm", f"--corpus={other}")
   assert status == 0
   assert "unused: block_emb: 20 embeddings are not of the corpus' 9 passages" in out
-  assert "without an index; make one with realm refresh_index --once" in out
+  assert f"without an index; make one with realm refresh_index --once --workdir={tmp_path / 'run'}\n" in out
   assert RunDir(tmp_path / "run").snapshot_versions() == []
   assert cli.run(["refresh_index", f"--workdir={tmp_path / 'run'}", "--once", "--quiet"]) == 0
   assert RunDir(tmp_path / "run").snapshot_versions() == [1]
