@@ -1,4 +1,7 @@
-"""Run by test_sharding.py in a process with 8 CPU devices: how far steps on meshes are from one device's."""
+"""Run by test_sharding.py in a process with 8 CPU devices: how far steps on meshes are from one device's.
+
+Arguments: stages, with commas between; and names of the meshes, if not all.
+"""
 
 import json
 import sys
@@ -86,7 +89,7 @@ def compared(config, meshes):
   return result
 
 
-def main(stages):
+def main(stages, names):
   cube = {"mesh": {"fsdp": 2, "tensor": 2}}
   layouts = {f"{n} devices": (n, {}) for n in (2, 4, 8)} | {"2 x 2 x 2": (8, cube)}
   parts = {
@@ -95,6 +98,7 @@ def main(stages):
     "2 parts on 2 x 2 x 2": (8, {"num_microbatches": 2} | cube),
   }
   still = {"model": {"dropout_rate": 0.0, "embedding_dropout_rate": 0.0}}  # each part has masks of its own
+  layouts, parts = ({name: some[name] for name in some if name in names or not names} for some in (layouts, parts))
   return {
     stage: compared(small_config(stage), layouts) | compared(small_config(stage, **still), parts) for stage in stages
   }
@@ -102,4 +106,4 @@ def main(stages):
 
 if __name__ == "__main__":
   assert jax.device_count() == 8
-  print(json.dumps(main(sys.argv[1:])))
+  print(json.dumps(main(sys.argv[1].split(","), sys.argv[2:])))
