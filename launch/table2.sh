@@ -36,4 +36,4 @@ realm train --config=configs/table2.py:reading --config.corpus="$runs/reading_te
   ${NUM_STEPS:+"--config.num_steps=$NUM_STEPS"}
 
 python launch/table2.py "$runs" --seeds "${seeds[@]}" ${NUM_STEPS:+--num_steps="$NUM_STEPS"}
-python docs/plot_table2.py "$runs" docs/utility.svg
+python docs/plot_table2.py "$runs" "$runs/utility.svg" # docs/utility.svg is such a one
