@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from etils import epath
 
+from realm_jax.index.run_dir import wait_for
 from realm_jax.index.searcher import ScannSearcher, scann_settings
 from realm_jax.index.snapshot_data import SnapshotError, digest_of, read_data, write_data
 from realm_jax.index.snapshot_process import SnapshotProcess, _nameless_file
@@ -83,13 +84,6 @@ def state(pid):
     return None
 
 
-def wait_until(is_so):
-  deadline = time.monotonic() + 30
-  while not is_so():
-    assert time.monotonic() < deadline
-    time.sleep(0.001)
-
-
 @pytest.mark.skipif(not pathlib.Path("/proc/self/task").exists(), reason="looks into /proc")
 def test_reading_rests_most_of_the_time_and_ends_with_its_owner(written):
   directory, manifest = written
@@ -100,7 +94,7 @@ def test_reading_rests_most_of_the_time_and_ends_with_its_owner(written):
     )  # fmt: skip
   server.stdin.write(json.dumps(manifest).encode() + b"\n")
   server.stdin.flush()
-  wait_until(lambda: state(server.pid) == "T")
+  wait_for(lambda: state(server.pid) == "T", 30, "it to stand still", poll=0.001)
   seen = collections.Counter()
   for _ in range(200):
     seen[state(server.pid)] += 1
@@ -111,7 +105,7 @@ def test_reading_rests_most_of_the_time_and_ends_with_its_owner(written):
     os.kill(int(pacer), end)  # none of which may leave a process that stands still for ever
   server.stdin.close()  # as when the trainer is killed
   assert server.wait(timeout=30) == 1
-  wait_until(lambda: state(int(pacer)) in (None, "Z"))  # Z where nobody takes up orphans
+  wait_for(lambda: state(int(pacer)) in (None, "Z"), 30, "the pacer to end")  # Z where nobody takes up orphans
 
 
 def test_what_is_wrong_comes_back_as_it_would_here(written, tmp_path):
