@@ -30,7 +30,8 @@ _LEAST = {
   ),
   3: ("query_length",),  # [CLS], a word, [SEP]
   0: (
-    "seed", "num_hard_negatives", "optimizer.learning_rate", "optimizer.retriever_scale", "optimizer.weight_decay",
+    "seed", "num_hard_negatives", "num_inference_passages",
+    "optimizer.learning_rate", "optimizer.retriever_scale", "optimizer.weight_decay",
     "optimizer.max_grad_norm", "index.exact_below", "index.warn_age", "index.max_age", "index.timeout",
   ),
   -1: ("optimizer.warmup_steps",),

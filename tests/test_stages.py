@@ -65,9 +65,6 @@ def test_annotations_that_are_not_in_the_corpus_are_refused(sample_store, tmp_pa
      "--config.beam_size to 2 or more"),
     ({"beam_size": 0}, "beam_size=0 is less than num_passages=5, which are read of the beam; set --config.beam_size to "
      "5 or more"),
-    ({"num_inference_passages": -1}, "num_inference_passages=-1: set --config.num_inference_passages to 0 or more"),
-    ({"max_masks": 0}, "max_masks=0: set --config.max_masks to 1 or more"),
-    ({"num_hard_negatives": -2}, "num_hard_negatives=-2: set --config.num_hard_negatives to 0 or more"),
     ({"num_passages": 0}, "num_passages=0, but the corpus has 40 passages; set it to 1 to 40"),
   ],
 )  # fmt: skip

@@ -31,8 +31,6 @@ from realm_jax.training.objectives import (
   reading_objective,
 )
 
-_LEAST = {"num_inference_passages": 0, "max_masks": 1, "num_hard_negatives": 0}
-
 
 class Stage(NamedTuple):
   """The parts that the loop is given."""
@@ -112,7 +110,6 @@ def make_stage(
     ValueError: the config and the corpus don't fit together.
   """
   objective, frozen = make_objective(config, len(vocabulary)), frozen_parameters(config)
-  _check_least(config)
   assembler = BatchAssembler(store, vocabulary, joint_length=config.joint_length)
   find = functools.partial(search, make_retriever(config.model, len(vocabulary)), put=put, fetch=fetch)
   draw = {"seed": config.seed, "query_length": config.query_length, "max_masks": config.max_masks}
@@ -215,12 +212,6 @@ def _annotated(store: PassageStore, questions: Sequence[Question], config: Confi
     )
   print(f"{config.questions}: {num_named} of {len(questions)} questions have annotated passages", file=sys.stderr)
   return annotated
-
-
-def _check_least(config: ConfigDict) -> None:
-  for field, least in _LEAST.items():
-    if config[field] < least:
-      raise ValueError(f"{field}={config[field]}: set --config.{field} to {least} or more")
 
 
 def _check_num_passages(num_passages: int, corpus_size: int, name: str) -> None:
