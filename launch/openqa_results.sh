@@ -8,18 +8,26 @@
 #   SQUAD      jsonl with title, context and questions of SQuAD
 #   HOTPOTQA   jsonl with question, answer and passages of HotpotQA
 #   RUNS       where to write (runs/openqa)
+#   MEASURE    files of questions to measure with, such as test sets, separated by spaces (the development questions)
 # To try it through in minutes: a file of a few hundred articles, NUM_PASSAGES=2000 (30,000) and NUM_STEPS=2 (the config's).
 set -euo pipefail
 : "${ARTICLES:?set ARTICLES to a jsonl file}" "${MINILM:?set MINILM to a directory}" "${QUESTIONS:?set QUESTIONS to a directory}"
 : "${SQUAD:?set SQUAD to a jsonl file}" "${HOTPOTQA:?set HOTPOTQA to a jsonl file}"
 ARTICLES="$(realpath "$ARTICLES")" MINILM="$(realpath "$MINILM")" QUESTIONS="$(realpath "$QUESTIONS")"
 SQUAD="$(realpath "$SQUAD")" HOTPOTQA="$(realpath "$HOTPOTQA")"
+dev=("$QUESTIONS/nq.dev.jsonl" "$QUESTIONS/webquestions.train.jsonl:dev" "$QUESTIONS/curatedtrec.train.jsonl:dev")
+if [ -n "${MEASURE:-}" ]; then
+  read -ra dev <<< "$MEASURE"
+  mapfile -t dev < <(realpath -m "${dev[@]}")
+fi
+for file in "${dev[@]}"; do
+  [ -e "${file%:*}" ] || { echo "no file ${file%:*}; see QUESTIONS and MEASURE in $0" >&2; exit 1; }
+done
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 make_environment "[dev]"
 export JAX_PLATFORMS="${JAX_PLATFORMS:-cpu}"
 runs="$(realpath -m "${RUNS:-runs/openqa}")"
 train=("$QUESTIONS/nq.train.jsonl" "$QUESTIONS/webquestions.train.jsonl:train")
-dev=("$QUESTIONS/nq.dev.jsonl" "$QUESTIONS/webquestions.train.jsonl:dev" "$QUESTIONS/curatedtrec.train.jsonl:dev")
 
 # corpus INPUT OUTPUT FLAGS...: a store of passages, once.
 corpus() {
