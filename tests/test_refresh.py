@@ -210,6 +210,19 @@ def test_what_the_trainer_refuses_is_made_again_while_the_indexer_lives(tmp_path
   assert run_dir.snapshot_versions() == [2]  # nobody needs what was refused
 
 
+def test_what_a_killed_indexer_had_not_deleted_goes_even_if_nothing_is_left_to_publish(
+  tmp_path, tower, params, sample_store
+):
+  run_dir = RunDir(tmp_path)
+  for step in (0, 4, 8):
+    write(run_dir, params, step)
+    refresh(run_dir, tower, sample_store, once=True)
+  run_dir.snapshot_commit(1).unlink()  # as if killed there
+  run_dir.done.write_text("done\n")
+  assert refresh(run_dir, tower, sample_store, keep=1) == 0
+  assert run_dir.snapshot_numbers() == run_dir.snapshot_versions() == [3]
+
+
 def test_parameters_made_again_by_other_arithmetic_are_published_again(tmp_path, tower, params, sample_store):
   """With index.sync. Steps 4 and 8 are published already; the trainer resumes before 4, on another device."""
   run_dir, lines = RunDir(tmp_path), []

@@ -92,6 +92,7 @@ class Refresher:
     self._emb_ND: np.ndarray | None = None
     self._slices: list[Slice] = []
     self._take_over_newest()
+    delete_old(run_dir, keep=settings.keep)  # what a life before was killed in deleting: there may be no later one
 
   def published_step(self) -> int | None:
     """The step whose parameters embedded the newest snapshot that is whole, and that the trainer has not refused."""

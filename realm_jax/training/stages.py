@@ -31,6 +31,9 @@ from realm_jax.training.objectives import (
   reading_objective,
 )
 
+MakeBatch = Callable[[QueryBatch, Any, Snapshot | None], Any]  # queries, parameters, index -> the step's batch
+_SEARCHING = ("pretrain", "finetune")
+
 
 class Stage(NamedTuple):
   """The parts that the loop is given."""
@@ -39,7 +42,7 @@ class Stage(NamedTuple):
   objective: Objective
   needs_index: bool
   frozen: tuple[str, ...]  # parameters that are not trained
-  make_batch: Callable[[QueryBatch, Any, Snapshot | None], Any]  # queries, parameters, index -> the step's batch
+  make_batch: MakeBatch
 
 
 def frozen_parameters(config: ConfigDict) -> tuple[str, ...]:
@@ -74,7 +77,7 @@ def make_objective(config: ConfigDict, vocab_size: int) -> Objective:
       raise ValueError(f"{field} is for finetune; leave it at False for {config.stage}")
   if name not in ("joint", *RETRIEVER_LOSSES):
     raise ValueError(f"unknown retriever_loss {name!r}; there are joint, {', '.join(RETRIEVER_LOSSES)}")
-  if name != "joint" and config.stage not in ("pretrain", "finetune"):
+  if name != "joint" and config.stage not in _SEARCHING:
     raise ValueError(f"retriever_loss={name} is for pretrain and finetune; leave it at joint for {config.stage}")
   retriever, reader = make_retriever(config.model, vocab_size), make_reader(config.model, vocab_size)
   if config.stage == "ict":
@@ -110,66 +113,78 @@ def make_stage(
     ValueError: the config and the corpus don't fit together.
   """
   objective, frozen = make_objective(config, len(vocabulary)), frozen_parameters(config)
+  _check_fields(config, store)
   assembler = BatchAssembler(store, vocabulary, joint_length=config.joint_length)
   find = functools.partial(search, make_retriever(config.model, len(vocabulary)), put=put, fetch=fetch)
   draw = {"seed": config.seed, "query_length": config.query_length, "max_masks": config.max_masks}
-  longest = max(store.passage_length, config.query_length, config.joint_length if config.stage != "ict" else 0)
-  if longest > config.model.max_length:
-    raise ValueError(f"inputs of {longest} tokens don't fit model.max_length={config.model.max_length}; raise it")
-
-  if config.mixture and config.stage != "pretrain":
-    raise ValueError(f"a mixture is for the stage pretrain; leave config.mixture empty for {config.stage}")
-
-  if config.num_hard_negatives and config.stage != "ict":
-    raise ValueError(f"hard negatives are for the stage ict; leave num_hard_negatives at 0 for {config.stage}")
-
+  source: QuerySource
   if config.stage == "ict":
-    return Stage(
-      _sentences(config, store, SentenceSource(store, removal_rate=config.removal_rate, **draw)),
-      objective,
-      needs_index=False,
-      frozen=frozen,
-      make_batch=lambda queries, params, index: assembler.ict_batch(queries),
-    )
-
-  if config.stage == "mlm":
+    source = _sentences(config, store, SentenceSource(store, removal_rate=config.removal_rate, **draw))
+    make_batch = _of_queries(assembler.ict_batch)
+  elif config.stage == "mlm":
     # The rest of a passage is at hand for the sentences of the corpus itself only, so that there is no mixture.
     sentences = masked_sentences(store, masking=config.masking, recurring_rate=config.recurring_rate, **draw)
     rates = {"null_rate": config.null_rate, "distractor_rate": config.distractor_rate}
-    return Stage(
-      ReadSource(sentences, len(store), seed=config.seed, **rates),
-      objective,
-      needs_index=False,
-      frozen=frozen,
-      make_batch=lambda queries, params, index: assembler.reading_batch(queries),
-    )
-
-  if config.stage == "pretrain":
-    _check_num_passages(config.num_passages, len(store), "num_passages")
-
-    def make_masked_batch(queries, params, index):
-      # As many as K passages are asked for: one may be the query's own.
-      retrieved_id_BR = find(params["retriever"], queries, index, config.num_passages)[1]
-      return assembler.masked_batch(queries, retrieved_id_BR, config.num_passages)
-
+    source = ReadSource(sentences, len(store), seed=config.seed, **rates)
+    make_batch = _of_queries(assembler.reading_batch)
+  elif config.stage == "pretrain":
     source = masked_sentences(store, masking=config.masking, mixture=config.mixture, **draw)
-    return Stage(source, objective, needs_index=True, frozen=frozen, make_batch=make_masked_batch)
+    make_batch = _masked_batches(config, assembler, find)
+  else:
+    questions, regex, skipped = read_questions(config.questions)
+    if skipped:
+      print(f"{config.questions}: skipped {skipped}", file=sys.stderr)
+    source = QuestionSource(questions, vocabulary, **draw)
+    make_batch = _question_batches(config, store, assembler, find, questions, regex)
+  return Stage(source, objective, config.stage in _SEARCHING, frozen, make_batch)
 
+
+def _check_fields(config: ConfigDict, store: PassageStore) -> None:
+  """Whether the fields have a use in the stage, and fit the corpus and each other."""
+  longest = max(store.passage_length, config.query_length, config.joint_length if config.stage != "ict" else 0)
+  if longest > config.model.max_length:
+    raise ValueError(f"inputs of {longest} tokens don't fit model.max_length={config.model.max_length}; raise it")
+  if config.mixture and config.stage != "pretrain":
+    raise ValueError(f"a mixture is for the stage pretrain; leave config.mixture empty for {config.stage}")
+  if config.num_hard_negatives and config.stage != "ict":
+    raise ValueError(f"hard negatives are for the stage ict; leave num_hard_negatives at 0 for {config.stage}")
+  if config.stage in _SEARCHING and not 1 <= config.num_passages <= len(store):
+    raise ValueError(
+      f"num_passages={config.num_passages}, but the corpus has {len(store)} passages; set it to 1 to {len(store)}"
+    )
+  if config.stage != "finetune":
+    return
   if not config.questions:
     raise ValueError("fine-tuning needs questions: set --config.questions to a file, or to nq_open:train")
-  questions, regex, skipped = read_questions(config.questions)
-  if skipped:
-    print(f"{config.questions}: skipped {skipped}", file=sys.stderr)
-  _check_num_passages(config.num_passages, len(store), "num_passages")
   if config.beam_size < config.num_passages:
     raise ValueError(
       f"beam_size={config.beam_size} is less than num_passages={config.num_passages}, which are read of the beam; set "
       f"--config.beam_size to {config.num_passages} or more"
     )
+
+
+def _of_queries(make: Callable[[QueryBatch], Any]) -> MakeBatch:
+  """For the stages that search nothing."""
+  return lambda queries, params, index: make(queries)
+
+
+def _masked_batches(config: ConfigDict, assembler: BatchAssembler, find: Callable) -> MakeBatch:
+  def make_batch(queries, params, index):
+    # As many as K passages are asked for: one may be the query's own.
+    retrieved_id_BR = find(params["retriever"], queries, index, config.num_passages)[1]
+    return assembler.masked_batch(queries, retrieved_id_BR, config.num_passages)
+
+  return make_batch
+
+
+def _question_batches(
+    config: ConfigDict, store: PassageStore, assembler: BatchAssembler, find: Callable, questions: Sequence[Question],
+    regex: bool,
+) -> MakeBatch:  # fmt: skip
   beam_size = min(config.beam_size, len(store))
   annotated = _annotated(store, questions, config) if config.reads_annotated_passages else None
 
-  def make_question_batch(queries, params, index):
+  def make_batch(queries, params, index):
     retrieved_id_BR = find(params["retriever"], queries, index, beam_size)[1]
     answers_B = [questions[i].answers for i in queries.question_id_B]
     return assembler.question_batch(
@@ -178,13 +193,7 @@ def make_stage(
         annotated_B=[annotated[i] for i in queries.question_id_B] if annotated else None,
     )  # fmt: skip
 
-  return Stage(
-    QuestionSource(questions, vocabulary, **draw),
-    objective,
-    needs_index=True,
-    frozen=frozen,
-    make_batch=make_question_batch,
-  )
+  return make_batch
 
 
 def _sentences(config: ConfigDict, store: PassageStore, source: QuerySource) -> QuerySource:
@@ -212,8 +221,3 @@ def _annotated(store: PassageStore, questions: Sequence[Question], config: Confi
     )
   print(f"{config.questions}: {num_named} of {len(questions)} questions have annotated passages", file=sys.stderr)
   return annotated
-
-
-def _check_num_passages(num_passages: int, corpus_size: int, name: str) -> None:
-  if not 1 <= num_passages <= corpus_size:
-    raise ValueError(f"{name}={num_passages}, but the corpus has {corpus_size} passages; set it to 1 to {corpus_size}")
