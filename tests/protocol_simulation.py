@@ -248,8 +248,14 @@ class World:
         assert found.manifest["params_digest"] == entry.params_digest
     self.current = process
 
+  def check_no_rubbish(self) -> None:
+    for version in self.run_dir.snapshot_numbers():
+      names = set(self.run_dir.files.names(self.run_dir.snapshot(version))) - {"DELETING", "REFUSED"}
+      assert names == {"COMMIT", snapshot.read_manifest(self.run_dir, version)["writer"]}, (version, names)
+
   def check_end(self) -> None:
     self.check_resumable()
+    self.check_no_rubbish()
     versions = [v for v in self.run_dir.snapshot_versions() if not snapshot.is_refused(self.run_dir, v)]
     newest = snapshot.load(self.run_dir, versions[-1], Store())
     assert newest.params_step == NUM_STEPS
