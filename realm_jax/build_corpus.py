@@ -1,6 +1,7 @@
 """Builds a passage store from raw text, or describes one.
 
   realm build_corpus --input=articles.jsonl --output=corpora/mine
+  realm build_corpus --input=notes --output=corpora/notes --vocab=realm-tiny
   realm build_corpus --input='enwiki-*-pages-articles*.xml-p*.bz2' --output=corpora/wikipedia --workers=16
   realm build_corpus --input=tfds:wikipedia/20230601.en --output=corpora/wikipedia \\
     --runner=DataflowRunner --shards_dir=gs://mine/shards -- --project=mine --region=us-central1 --temp_location=gs://mine/tmp
@@ -9,6 +10,7 @@
 
 Inputs, told apart by their names or by --format, plain or compressed (.gz, .xz, .bz2, .zst):
   jsonl          *.jsonl: {"id", "title", "text"} on each line
+  text           *.txt, *.md, or a directory of them: each file an article, its title the first heading or the name
   tsv            *.tsv: DPR's ready passages (psgs_w100.tsv): id, text, title
   parquet        *.parquet: columns id, text and, if there is one, title
   wikiextractor  WikiExtractor's JSON: a directory, or files wiki_00, wiki_01 ...

@@ -43,6 +43,8 @@ def write_parquet(path, **columns):
   [
     ("a.jsonl", "jsonl"),
     ("a.jsonl.zst", "jsonl"),
+    ("notes.txt", "text"),
+    ("README.md.gz", "text"),
     ("psgs_w100.tsv.gz", "tsv"),
     ("train-00000-of-00041.parquet", "parquet"),
     ("wiki_00", "wikiextractor"),
@@ -64,26 +66,30 @@ def test_tfds_is_known_by_its_prefix():
 
 
 def test_patterns_and_directories_are_sorted(tmp_path):
-  for name in ("b/wiki_01", "b/wiki_00", "a/wiki_00", "a/other", "x2.jsonl", "x1.jsonl"):
+  for name in ("b/wiki_01", "b/wiki_00", "a/wiki_00", "a/other", "a/n.txt", ".git/n.txt", "x2.jsonl", "x1.jsonl"):
     (tmp_path / name).parent.mkdir(exist_ok=True)
     (tmp_path / name).touch()
   found = [s.path.removeprefix(f"{tmp_path}/") for s in find_sources([f"{tmp_path}/x*.jsonl", str(tmp_path)])]
-  assert found == ["x1.jsonl", "x2.jsonl", "a/wiki_00", "b/wiki_00", "b/wiki_01"]
+  assert found == ["x1.jsonl", "x2.jsonl", "a/n.txt", "a/wiki_00", "b/wiki_00", "b/wiki_01"]
 
 
 @pytest.mark.parametrize(
   ("inputs", "format_name", "message"),
   [
-    (["x.txt"], None, "the name x.txt tells no format; give --format, one of jsonl, tsv, parquet"),
-    (["x.txt"], "pdf", "unknown --format 'pdf'; the formats are jsonl, tsv"),
-    (["x.txt", "*.txt"], "jsonl", "x.txt is given twice; name each input once"),
+    (["x.doc"], None, "the name x.doc tells no format; give --format, one of jsonl, text, tsv, parquet"),
+    (["x.doc"], "pdf", "unknown --format 'pdf'; the formats are jsonl, text, tsv"),
+    (["x.doc", "*.doc"], "jsonl", "x.doc is given twice; name each input once"),
     (["none.jsonl"], None, "no input file at .*none.jsonl"),
     (["none*.jsonl"], None, "no input file fits the pattern .*none"),
-    (["."], None, "is a directory without WikiExtractor's wiki_00, wiki_01 .*; for other files give a pattern"),
+    (
+      ["."],
+      None,
+      r"is a directory without \*.txt, \*.md or WikiExtractor's wiki_00, .*; for other files give a ",
+    ),
   ],
 )
 def test_what_is_no_source_is_refused(tmp_path, inputs, format_name, message):
-  (tmp_path / "x.txt").touch()
+  (tmp_path / "x.doc").touch()
   with pytest.raises((ValueError, FileNotFoundError), match=message):
     find_sources([f"{tmp_path}/{name}" for name in inputs], format_name)
 

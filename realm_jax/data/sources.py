@@ -11,12 +11,13 @@ from typing import NamedTuple
 
 from etils import epath
 
-from realm_jax.data import formats_dump, formats_lines, formats_parquet, formats_tfds, formats_tfrecord
+from realm_jax.data import formats_dump, formats_lines, formats_parquet, formats_text, formats_tfds, formats_tfrecord
 from realm_jax.data.articles import COMPRESSIONS, Article, BadRecord, LeftOut, Rejections
 from realm_jax.data.formats import Format, Record
 
 FORMATS: dict[str, Format] = {
   "jsonl": formats_lines.JSONL,
+  "text": formats_text.TEXT,
   "tsv": formats_lines.TSV,
   "parquet": formats_parquet.PARQUET,
   "wikiextractor": formats_lines.WIKIEXTRACTOR,
@@ -28,12 +29,14 @@ FORMATS: dict[str, Format] = {
 }
 _FORMAT_OF_NAME = (
   (r".+\.(jsonl|ndjson)", "jsonl"),
+  (r".+\.(txt|md)", "text"),
   (r".+\.tsv", "tsv"),
   (r".+\.parquet", "parquet"),
   (r"wiki_\d+", "wikiextractor"),
   (r".+\.xml(-p\d+p\d+)?", "dump"),
   (r".*blocks.*\.(tfr|tfrecord)", "orqa"),
 )
+_IN_DIRECTORIES = ("text", "wikiextractor")  # what is taken of a directory
 # ORQA's rule (`match`, so from the beginning of the title).
 ORQA_DROPPED_TITLES = r"(?:List|Index|Outline) of .+|.*\(disambiguation\)"
 
@@ -79,11 +82,12 @@ def _expand(name: str, format_name: str | None) -> Sequence[str]:
     return _expand_remote(name)
   path = pathlib.Path(name)
   if path.is_dir():
-    found = sorted(str(p) for p in path.rglob("*" if format_name else "wiki_*") if p.is_file())
+    files = (p for p in path.rglob("*") if p.is_file() and not any(n[0] == "." for n in p.relative_to(path).parts))
+    found = sorted(str(p) for p in files if format_name or _told_format(p) in _IN_DIRECTORIES)
     if not found:
       raise FileNotFoundError(
-        f"{name} is a directory without WikiExtractor's wiki_00, wiki_01 ...; for other files give a pattern, "
-        f"such as '{name}/*.jsonl'"
+        f"{name} is a directory without *.txt, *.md or WikiExtractor's wiki_00, wiki_01 ...; for other files give a "
+        f"pattern, such as '{name}/*.jsonl'"
       )
     return found
   if path.is_file() or not glob.has_magic(name):
@@ -111,11 +115,14 @@ def _format_of_name(path: str) -> str:
   if path.startswith(formats_tfds.PREFIX):
     return formats_tfds.tfds_format(path)
   name = pathlib.Path(path)
-  stem = name.stem if name.suffix in COMPRESSIONS else name.name
-  for pattern, format_name in _FORMAT_OF_NAME:
-    if re.fullmatch(pattern, stem):
-      return format_name
+  if format_name := _told_format(name):
+    return format_name
   raise ValueError(f"the name {name.name} tells no format; give --format, one of {', '.join(FORMATS)}")
+
+
+def _told_format(path: pathlib.Path) -> str | None:
+  stem = path.stem if path.suffix in COMPRESSIONS else path.name
+  return next((format_name for pattern, format_name in _FORMAT_OF_NAME if re.fullmatch(pattern, stem)), None)
 
 
 def common_noun(sources: Iterable[Source]) -> str:
