@@ -89,16 +89,8 @@ def peak_memory() -> int:
   return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
 
 
-def main(argv: list[str]) -> None:
-  del argv
-  logging.set_verbosity(logging.ERROR)  # Orbax tells of every file
-  start_backend()
-  corpus, result = Corpus(), {"cores": os.cpu_count(), "load": os.getloadavg()[0], "num_passages": _NUM_PASSAGES.value}
-  run_dir = RunDir(_DIRECTORY.value or tempfile.mkdtemp(prefix="realm-index-"))
-  emb_ND = clustered(_NUM_PASSAGES.value, _SIZE.value, 1)
-  query_BD = clustered(_NUM_QUERIES.value, _SIZE.value, 2).astype(np.float32)
-  options = {"searcher": "scann", "scann": json.loads(_SCANN.value)}
-
+def measure_publishing(run_dir: RunDir, emb_ND: np.ndarray, options: dict) -> dict:
+  """Publishes snapshot 1."""
   build_s: list[float] = []
 
   def build(*arguments):
@@ -109,63 +101,55 @@ def main(argv: list[str]) -> None:
 
   with mock.patch.object(ScannSearcher, "build", build):
     started = time.perf_counter()
-    publish(run_dir, emb_ND, corpus, params_step=0, params_digest="0", **options)
-  result["build_s"] = build_s[0]
-  result["publish_s"] = time.perf_counter() - started - build_s[0]
-  result["peak_mb_publishing"] = peak_memory()
-  started = time.perf_counter()
-  snapshot = load(run_dir, 1, corpus)
-  result["load_s"] = time.perf_counter() - started
-  result["settings"] = snapshot.manifest["searcher_settings"]
+    publish(run_dir, emb_ND, Corpus(), params_step=0, params_digest="0", **options)
+  publish_s = time.perf_counter() - started - build_s[0]
+  return {"build_s": build_s[0], "publish_s": publish_s, "peak_mb_publishing": peak_memory()}
 
-  exact = ExactSearcher(emb_ND)
-  for name, searcher in {"exact": exact, "scann": snapshot.searcher}.items():
-    found = searcher.search(query_BD, 8)[1]  # compiled, and warm
+
+def measure_search(run_dir: RunDir, emb_ND: np.ndarray, query_BD: np.ndarray) -> dict:
+  """Loads snapshot 1, and sets its searcher against exact search."""
+  started = time.perf_counter()
+  snapshot = load(run_dir, 1, Corpus())
+  result = {"load_s": time.perf_counter() - started, "settings": snapshot.manifest["searcher_settings"]}
+  found = {}
+  for name, searcher in {"exact": ExactSearcher(emb_ND), "scann": snapshot.searcher}.items():
+    found[name] = searcher.search(query_BD, 8)[1]  # compiled, and warm
     seconds = []
     for _ in range(5):
       started = time.perf_counter()
       searcher.search(query_BD, 8)
       seconds.append(time.perf_counter() - started)
     result[f"{name}_queries_per_s"] = _NUM_QUERIES.value / statistics.median(seconds)
-    if name == "exact":
-      wanted = found
-  hits = [len(set(a) & set(b)) for a, b in zip(wanted, found)]
-  result["recall_at_8"] = sum(hits) / (8 * len(hits))
-  del exact, snapshot
+  hits = [len(set(a) & set(b)) for a, b in zip(found["exact"], found["scann"])]
+  return result | {"recall_at_8": sum(hits) / (8 * len(hits))}
 
-  emb_ND[:] = clustered(_NUM_PASSAGES.value, _SIZE.value, 3)
-  publish(run_dir, emb_ND, corpus, params_step=1, params_digest="1", **options)
-  del emb_ND
-  # In force: the first. The second is loaded beside the steps.
+
+def measure_adoption(run_dir: RunDir) -> dict:
+  """Trains on snapshot 1 while snapshot 2 comes: the times of the steps."""
   (run_dir.snapshot(2)).rename(run_dir.path / "later")
   x = jnp.eye(_step_size()) * 0.5
   lines: list[str] = []
-  follower = SnapshotFollower(run_dir, corpus, AdoptionSettings(1000), first_step=10, log=lines.append)
+  follower = SnapshotFollower(run_dir, Corpus(), AdoptionSettings(1000), first_step=10, log=lines.append)
   follower.adopt(11)
   timed_steps(x, lambda n: n == 20)
-  before = timed_steps(x, lambda n: n == 300)
+  seconds = {"before": timed_steps(x, lambda n: n == 300)}
   hashing = subprocess.Popen([sys.executable, "-c", _HASHING])
   time.sleep(1)
-  beside_hashing = timed_steps(x, lambda n: n == 300)
+  seconds["beside_hashing"] = timed_steps(x, lambda n: n == 300)
   hashing.kill()
   (run_dir.path / "later").rename(run_dir.snapshot(2))
   started = time.perf_counter()
-  during = timed_steps(x, lambda n: follower._ready is not None)
-  result["load_beside_steps_s"] = time.perf_counter() - started
+  seconds["while_loading"] = timed_steps(x, lambda n: follower._ready is not None)
+  result = {"load_beside_steps_s": time.perf_counter() - started}
   started = time.perf_counter()
   assert follower.adopt(12).version == 2
   result["swap_ms"] = 1000 * (time.perf_counter() - started)
-  after = timed_steps(x, lambda n: n == 300)
+  seconds["after"] = timed_steps(x, lambda n: n == 300)
   follower.close()
-  median = statistics.median(before)
+  median = statistics.median(seconds["before"])
   result["step_ms"] = 1000 * median
-  for name, seconds in {
-    "before": before,
-    "beside_hashing": beside_hashing,
-    "while_loading": during,
-    "after": after,
-  }.items():
-    ratio = sorted(s / median for s in seconds)
+  for name, values in seconds.items():
+    ratio = sorted(s / median for s in values)
     result[f"step_ratio_{name}"] = {
       "median": statistics.median(ratio), "p95": ratio[int(0.95 * len(ratio))], "most": ratio[-1],
       "over_1.2": sum(r > 1.2 for r in ratio) / len(ratio), "steps": len(ratio),
@@ -175,6 +159,24 @@ def main(argv: list[str]) -> None:
   if status.exists():
     (peak,) = [line for line in status.read_text().splitlines() if line.startswith("VmHWM")]
     result["peak_mb_searching"] = int(peak.split()[1]) // 1024
+  return result
+
+
+def main(argv: list[str]) -> None:
+  del argv
+  logging.set_verbosity(logging.ERROR)  # Orbax tells of every file
+  start_backend()
+  result = {"cores": os.cpu_count(), "load": os.getloadavg()[0], "num_passages": _NUM_PASSAGES.value}
+  run_dir = RunDir(_DIRECTORY.value or tempfile.mkdtemp(prefix="realm-index-"))
+  emb_ND = clustered(_NUM_PASSAGES.value, _SIZE.value, 1)
+  query_BD = clustered(_NUM_QUERIES.value, _SIZE.value, 2).astype(np.float32)
+  options = {"searcher": "scann", "scann": json.loads(_SCANN.value)}
+  result |= measure_publishing(run_dir, emb_ND, options)
+  result |= measure_search(run_dir, emb_ND, query_BD)
+  emb_ND[:] = clustered(_NUM_PASSAGES.value, _SIZE.value, 3)
+  publish(run_dir, emb_ND, Corpus(), params_step=1, params_digest="1", **options)
+  del emb_ND
+  result |= measure_adoption(run_dir)
   print(json.dumps(result, indent=1, default=lambda x: round(x, 3)))
 
 
