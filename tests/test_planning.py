@@ -177,6 +177,17 @@ def test_the_largest_batch_is_where_one_query_more_does_not_fit(batch, fixed, co
   assert measured == compiled
 
 
+def test_of_many_queries_the_last_few_are_not_looked_for():
+  compiled = []
+
+  def measure(candidate):
+    compiled.append(candidate)
+    return memory(GB + candidate * (GB / 100 + candidate * 100))  # bent a little
+
+  assert find_largest_batch(16, measure(16), 16 * GB, measure) == (1185, 1199)
+  assert compiled == [16, 1199, 1185]
+
+
 def test_a_batch_that_does_not_count():
   """The search ends also where it finds no limit."""
   assert find_largest_batch(4, memory(GB), 16 * GB, lambda batch: memory(GB)) == (256, None)
