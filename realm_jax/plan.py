@@ -26,7 +26,9 @@ def define_flags(values: flags.FlagValues) -> None:
   flags.DEFINE_string(
     "topology", None, "A slice, as v5e-64, or a grid of chips, as v5e:8x8.", required=True, flag_values=values
   )
-  flags.DEFINE_bool("largest", True, "Estimate the largest batch: compiles a second time.", flag_values=values)
+  flags.DEFINE_bool(
+    "largest", True, "Find the largest batch that fits: compiles two times more, or a few, at O0.", flag_values=values
+  )
   flags.DEFINE_enum(
     "optimization_level",
     None,

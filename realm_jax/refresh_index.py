@@ -9,15 +9,17 @@ several hosts all are started, with --multihost or the address of the first one:
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Iterable
 
 import tqdm
 from absl import flags
+from ml_collections import ConfigDict
 
 from realm_jax import cli, multihost
 from realm_jax.config import make_tower, stored_config
-from realm_jax.index.hosts import embed_together, is_first
+from realm_jax.index.hosts import decided_by_first, embed_together, is_first, tell_text
 from realm_jax.index.refresh import Embed, Refresher, abstract_tower_params, embedder, follow, refresh_settings
 from realm_jax.index.run_dir import RunDir
 from realm_jax.training.agreement import open_corpus
@@ -46,9 +48,7 @@ def refresh(values: flags.FlagValues) -> None:
   timeout = values.timeout
   if timeout is None and values.once:
     timeout = 0.0  # it is for a scheduler, which comes again: what is not there yet is not waited for
-  if run_dir.files.read(run_dir.config) is None and timeout != 0:
-    print(f"waiting for {run_dir.config}: realm train writes it", flush=True)
-  config = stored_config(run_dir.read_config(timeout=600.0 if timeout is None else timeout))
+  config = _wait_for_config(run_dir, timeout=600.0 if timeout is None else timeout)
   store = open_corpus(config)
   tower, settings = make_tower(config.model, store.description["vocabulary_size"]), refresh_settings(config.index)
   abstract_params = abstract_tower_params(tower, store.passage_length)
@@ -72,6 +72,20 @@ def refresh(values: flags.FlagValues) -> None:
   num_published = embed_together(work, embedder(tower, store, settings, show), abstract_params)
   if num_published is not None:
     print(f"{num_published} snapshots published in {run_dir.index}")
+
+
+def _wait_for_config(run_dir: RunDir, *, timeout: float) -> ConfigDict:
+  """What the trainer stored; the first host waits for it, and tells the others."""
+
+  def read() -> int:
+    found.append(run_dir.read_config(timeout=timeout))
+    return len(found)
+
+  found: list[dict] = []
+  if is_first() and run_dir.files.read(run_dir.config) is None and timeout > 0:
+    print(f"waiting for {run_dir.config}: realm train writes it", flush=True)
+  decided_by_first(read)
+  return stored_config(json.loads(tell_text(json.dumps(found))).pop())
 
 
 if __name__ == "__main__":

@@ -1,10 +1,12 @@
-"""Run by test_sharding.py in a process with 8 CPU devices: how far steps on meshes are from one device's.
+"""Run by test_sharding.py in a process with 8 CPU devices: how far steps on meshes are from one device's, and what
+comes back of a checkpoint on each of them.
 
 Arguments: stages, with commas between; and names of the meshes, if not all.
 """
 
 import json
 import sys
+import tempfile
 
 import jax
 import numpy as np
@@ -12,11 +14,15 @@ import optax
 from jax.sharding import NamedSharding, PartitionSpec
 
 from realm_jax.config import paper_config
+from realm_jax.index.digest import tree_digest
 from realm_jax.index.host_arrays import HostRows
+from realm_jax.index.run_dir import RunDir
 from realm_jax.training.abstract_step import CorpusSize, abstract_batch
-from realm_jax.training.sharding import ROWS, state_sharding, step_mesh
+from realm_jax.training.checkpoint import Checkpoints
+from realm_jax.training.optimizer import configured_optimizer
+from realm_jax.training.sharding import ROWS, placed, state_sharding, step_mesh
 from realm_jax.training.stages import make_objective
-from realm_jax.training.start import random_params
+from realm_jax.training.start import abstract_params, random_params
 from realm_jax.training.step import init_state, train_step
 
 OPTIMIZER = optax.sgd(1.0, momentum=0.9)
@@ -68,11 +74,20 @@ def run(config, devices):
     state, metrics = train_step(
       state, batch, key, objective=make_objective(config, CORPUS.vocab_size), optimizer=OPTIMIZER
     )
-  leaves = jax.tree_util.tree_leaves_with_path(state)
-  paths = [(jax.tree_util.keystr(path, simple=True, separator="/"), x) for path, x in leaves]
-  split = {str(x.sharding.shard_shape(x.shape)) for path, x in paths if path.endswith("mlp_in/kernel")}
   grads = jax.device_get(state.opt_state[0].trace)  # the momentum after one step
-  return float(metrics["loss"]), grads, sorted(split)
+  return float(metrics["loss"]), grads, split_of_a_kernel(named_leaves(state))
+
+
+def named_leaves(tree):
+  return {
+    jax.tree_util.keystr(path, simple=True, separator="/"): x for path, x in jax.tree_util.tree_leaves_with_path(tree)
+  }
+
+
+def split_of_a_kernel(leaves):
+  """The shapes of what one device has of kernels of 32 x 64, and of their moments."""
+  kernels = [x for path, x in leaves.items() if path.endswith("mlp_in/kernel")]
+  return sorted({str(x.addressable_shards[0].data.shape) for x in kernels})
 
 
 def compared(config, meshes):
@@ -89,6 +104,48 @@ def compared(config, meshes):
   return result
 
 
+def restored():
+  """Of a state that is saved on a mesh and restored on others, one after the other: its digest, what of it is placed
+  otherwise than the table says, and how a kernel is split.
+  """
+  config, lines = small_config("ict"), []
+  optimizer = configured_optimizer(config, ())
+  params = abstract_params(config, CORPUS.vocab_size)
+  abstract = jax.eval_shape(lambda params: init_state(params, optimizer), params)
+  rng = np.random.default_rng(0)  # also for the moments, which begin as zeros
+  saved = jax.tree.map(lambda x: rng.normal(size=x.shape).astype(x.dtype) if x.ndim else np.array(7, x.dtype), abstract)
+  result = {"saved": tree_digest(saved)}
+
+  def on_mesh(data, fsdp, tensor):
+    config.mesh.update(fsdp=fsdp, tensor=tensor)
+    return state_sharding(step_mesh(config, jax.devices()[: data * fsdp * tensor]), abstract)
+
+  def save(state):
+    checkpoints = Checkpoints(RunDir(tempfile.mkdtemp(dir=directory)), keep=1, log=lines.append)
+    checkpoints.save(7, state, None)
+    checkpoints.wait()
+    return checkpoints
+
+  def restore(checkpoints, shape):
+    sharding = on_mesh(*shape)
+    state, _ = checkpoints.restore(placed(abstract, sharding))
+    leaves = named_leaves(state)
+    result[" x ".join(map(str, shape))] = {
+      "digest": tree_digest(state),
+      "misplaced": [path for path, place in named_leaves(sharding).items() if leaves[path].sharding != place],
+      "split": split_of_a_kernel(leaves),
+    }
+    return state
+
+  with tempfile.TemporaryDirectory() as directory:
+    checkpoints = save(jax.device_put(saved, on_mesh(2, 2, 2)))
+    for shape in ((1, 2, 1), (2, 1, 2), (1, 2, 2), (8, 1, 1), (1, 8, 1)):
+      restore(checkpoints, shape)
+    alone = save(restore(checkpoints, (1, 1, 1)))
+    restore(alone, (2, 2, 2))
+  return result | {"lines": lines}
+
+
 def main(stages, names):
   cube = {"mesh": {"fsdp": 2, "tensor": 2}}
   layouts = {f"{n} devices": (n, {}) for n in (2, 4, 8)} | {"2 x 2 x 2": (8, cube)}
@@ -99,9 +156,10 @@ def main(stages, names):
   }
   still = {"model": {"dropout_rate": 0.0, "embedding_dropout_rate": 0.0}}  # each part has masks of its own
   layouts, parts = ({name: some[name] for name in some if name in names or not names} for some in (layouts, parts))
-  return {
+  steps = {
     stage: compared(small_config(stage), layouts) | compared(small_config(stage, **still), parts) for stage in stages
   }
+  return {"steps": steps, "restored": restored()}
 
 
 if __name__ == "__main__":

@@ -1,11 +1,13 @@
 """What hosts compare before they start, with the other host's words made up."""
 
 import json
+import threading
 
 import jax
 import pytest
 
 from realm_jax.config import paper_config
+from realm_jax.index.hosts import Preempted
 from realm_jax.index.run_dir import RunDir
 from realm_jax.training import agreement
 
@@ -80,3 +82,49 @@ def test_a_workdir_that_is_not_shared(second_host, questions, tmp_path):
     "newest checkpoint of --workdir, a directory that all hosts must share, is None on host 1, 4 on the first host of "
     "this job; start all hosts with the same flags, files and software"
   )
+
+
+@pytest.fixture
+def check_as(monkeypatch, tmp_path):
+  """Checks a directory as host 0 or 1 of two: the first one wrote "{}", and the other one says `heard` at each look."""
+
+  def check(host, *, heard=0, within=0.0, is_preempted=False):
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    monkeypatch.setattr(agreement, "_SHARED_WITHIN", within)
+    monkeypatch.setattr(agreement, "tell_text", lambda mine: "{}")
+    monkeypatch.setattr(agreement, "gather", lambda value: [heard, value] if host else [value, heard])
+    monkeypatch.setattr(agreement, "is_preempted", lambda: is_preempted)
+    agreement.check_shared(run_dir)
+
+  run_dir = RunDir(tmp_path / "run")
+  run_dir.path.mkdir()
+  return run_dir, check
+
+
+@pytest.mark.parametrize(("host", "content", "heard"), [(1, None, 0), (1, "{ }", 0), (0, "{}", 2)])
+def test_a_new_workdir_that_is_not_shared(check_as, host, content, heard):
+  """All hosts end with the same line, also the first one, which finds what it wrote."""
+  run_dir, check = check_as
+  if content:
+    run_dir.files.replace(run_dir.config, content)
+  with pytest.raises(ValueError) as error:
+    check(host, heard=heard)
+  assert str(error.value) == (
+    f"--workdir must be a directory that all hosts share: in {run_dir.path} host 1 does not find the config.json that "
+    "the first host of this job wrote; give a gs:// path, or a directory of a shared file system"
+  )
+
+
+def test_a_shared_workdir_may_show_a_new_file_late(check_as):
+  run_dir, check = check_as
+  write = threading.Timer(0.3, run_dir.files.replace, [run_dir.config, "{}"])
+  write.start()
+  check(1, within=60.0)
+  assert write.finished.is_set()
+  write.join()
+
+
+def test_sigterm_while_hosts_look_for_what_the_first_one_wrote(check_as):
+  _, check = check_as
+  with pytest.raises(Preempted):
+    check(1, within=60.0, is_preempted=True)

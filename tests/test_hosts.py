@@ -258,6 +258,32 @@ def test_sigterm_saves_and_ends_with_a_status_of_its_own(corpus):
 
 
 @pytest.mark.slow
+def test_sigterm_to_one_of_two_indexers_that_wait_for_a_trainer(tmp_path):
+  """The first host alone looks for config.json, so that the other one may see another directory."""
+  workdirs = iter([tmp_path / "run", tmp_path / "elsewhere"])
+  indexers = job(lambda flags, options: realm("refresh_index", f"--workdir={next(workdirs)}", *flags, **options))
+  try:
+    assert indexers[0].stdout.readline() == f"waiting for {tmp_path / 'run' / 'config.json'}: realm train writes it\n"
+    indexers[1].send_signal(signal.SIGTERM)
+    statuses, outputs = ended(indexers, timeout=60)
+    assert statuses == [75, 75], outputs
+    assert all("SIGTERM: start again to go on" in output for output in outputs)
+  finally:
+    for process in indexers:
+      process.kill()
+
+
+@pytest.mark.slow
+def test_hosts_whose_new_workdirs_are_not_one_all_end_at_the_start(corpus):
+  different = [f"--workdir={corpus.parent / 'elsewhere'}"]
+  statuses, outputs = ended(train_together(corpus, "apart", "--config.num_steps=6", different=different))
+  assert statuses == [1, 1]
+  for output, name in zip(outputs, ("apart", "elsewhere")):
+    where = f"in {corpus.parent / name} host 1 does not find the config.json that the first host of this job wrote"
+    assert f"--workdir must be a directory that all hosts share: {where}" in output
+
+
+@pytest.mark.slow
 def test_sigterm_to_one_host_saves_and_ends_all(corpus):
   run = corpus.parent / "preempted_two"
   trainers = train_together(corpus, "preempted_two", "--config.num_steps=100000")

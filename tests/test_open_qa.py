@@ -70,6 +70,23 @@ def test_more_passages_may_be_read_than_in_training(run, field, expected):
   assert open_qa.config.num_passages == expected
 
 
+@pytest.mark.skipif(jax.default_backend() == "gpu", reason="on a GPU it is cuDNN's kernel, for 16 bits only")
+def test_what_was_trained_with_a_gpus_attention_answers_anywhere(run, tmp_path):
+  run = RunDir(shutil.copytree(run.path, tmp_path / "run"))
+  found = []
+  for attention in ("naive", "cudnn"):
+    config = run.read_config()
+    config["model"]["attention"] = attention
+    run.write_config(config)
+    open_qa = OpenQA.load(run.path)
+    score_BK, passage_id_BK = open_qa.retrieve(["Who was Marie Curie?"], 3)
+    answers = open_qa.read(["Who was Marie Curie?"], score_BK, passage_id_BK)[0]
+    found.append((score_BK[0], [a.text for a in answers], [a.probability for a in answers]))
+  assert found[0][1] == found[1][1]
+  for i in (0, 2):
+    np.testing.assert_allclose(found[1][i], found[0][i], rtol=1e-5)
+
+
 def test_the_null_passage_takes_its_share_of_the_probability(run, sample_store, tmp_path):
   """Read with it, each answer has its probability times 1 - p(null), where p(null) is from the networks themselves."""
   run = RunDir(shutil.copytree(run.path, tmp_path / "run"))

@@ -11,7 +11,7 @@ from realm_jax.training.abstract_step import CorpusSize, OutOfMemory
 from realm_jax.training.collectives import Collective
 from realm_jax.training.cost import step_time, step_work
 from realm_jax.training.plan_report import advice, describe
-from realm_jax.training.planning import Memory, Plan, Step
+from realm_jax.training.planning import Largest, Memory, Plan, Step
 from realm_jax.training.topology import parse_topology
 
 
@@ -25,7 +25,7 @@ def environment(monkeypatch):
 WIKIPEDIA = CorpusSize(13_353_718, 288, 30_522)
 
 
-def make(largest=40, fits=True, num_microbatches=1, mesh=None, **model):
+def make(largest=(40, 41), fits=True, num_microbatches=1, mesh=None, **model):
   config = paper_config("pretrain")
   config.num_microbatches = num_microbatches
   config.mesh.update(mesh or {})
@@ -39,7 +39,9 @@ def make(largest=40, fits=True, num_microbatches=1, mesh=None, **model):
   flops = compiled + work.kernel / 64
   step = Step(flops, compiled, 238e9, collectives, step_time(slice_.chip, flops, 238e9, sent))
   batch = 8 * config.mesh.tensor
-  return Plan(config, slice_, WIKIPEDIA, batch, memory, slice_.chip.hbm, work, step if fits else None, largest)
+  return Plan(
+    config, slice_, WIKIPEDIA, batch, memory, slice_.chip.hbm, work, step if fits else None, Largest(*largest)
+  )
 
 
 REPORT = """\
@@ -71,12 +73,15 @@ collectives: 2 operations
   all-reduce         gradients     0.12 GB in 1, the largest 125.0 MB
   all-reduce         other         0.00 GB in 1, the largest 4 bytes
 
-largest batch: about 40 queries a device, 2,560 in all"""
+largest batch: 40 queries a device fit, 2,560 in all; 41 don't (compiled at O0)"""
 
 
 def test_a_report():
   plan = make(dtype="bfloat16", attention="splash", attention_dropout_rate=0.0, remat="layer")
   assert describe(plan) == REPORT
+  assert describe(plan._replace(largest=Largest(40, None))).endswith(
+    "\nlargest batch: 40 queries a device fit, 2,560 in all; more were not tried (compiled at O0)"
+  )
   assert describe(plan._replace(largest=None)) == REPORT.rpartition("\n\nlargest")[0]
   *head, memory = describe(plan._replace(optimization_level="O0")).partition("\n\nmemory")
   assert head[0].endswith("sheet.\nCompiled at O0: a job compiles at O2, whose memory traffic can be a quarter less.")
@@ -84,7 +89,7 @@ def test_a_report():
 
 
 def test_too_much_is_an_answer_with_advice():
-  plan = make(fits=False, largest=3)
+  plan = make(fits=False, largest=(3, 4))
   text = describe(plan._replace(memory=Memory(878_000_000, 1_757_000_000, 460_000, 0, 34e9, 0)))
   assert "  total          36.64 GB  of 16.91 GB: DOES NOT FIT\n" in text
   assert "a step, on each chip" not in text
@@ -97,7 +102,7 @@ It does not fit. What makes it smaller:
   --config.mesh.fsdp=64: each device keeps a part of the parameters and of the optimizer's state, and gathers them \
 where they are used
   --config.model.remat=layer: keeps the layers' inputs only, for up to a third more arithmetic
-  --config.batch_size=192: about 3 queries a device fit as it is
+  --config.batch_size=192: 3 queries a device fit as it is (compiled at O0)
   --topology=...: a slice of more chips, or of chips with more memory"""
   )
 
@@ -116,10 +121,10 @@ def test_the_attention_that_was_compiled_is_told(model, line):
 
 
 def test_a_mesh_is_told():
-  plan = make(num_microbatches=2, mesh={"fsdp": 4, "tensor": 2}, largest=24)
+  plan = make(num_microbatches=2, mesh={"fsdp": 4, "tensor": 2}, largest=(24, 26))
   text = describe(plan)
   assert "\nmesh: data 8 x fsdp 4 x tensor 2; a device has 16 queries, in microbatches of 8\n" in text
-  assert text.endswith("\nlargest batch: about 24 queries a device, 768 in all")
+  assert text.endswith("\nlargest batch: 24 queries a device fit, 768 in all; 26 don't (compiled at O0)")
 
 
 DONE = {"dtype": "bfloat16", "attention": "splash", "attention_dropout_rate": 0.0, "remat": "layer"}
@@ -137,12 +142,12 @@ DONE = {"dtype": "bfloat16", "attention": "splash", "attention_dropout_rate": 0.
     ({"mesh": {"fsdp": 1}}, ["mesh.fsdp=64"]),
     ({"remat": "none"}, ["model.remat=layer"]),
     ({"remat": "dots"}, ["model.remat=layer"]),
-    ({"largest": 3}, ["batch_size=192"]),
+    ({"largest": (3, 4)}, ["batch_size=192"]),
   ],
 )
 def test_advice_is_what_can_be_done_and_is_not_yet(changes, flags):
   """A microbatch of one query can't be halved, nor the parameters be split over more than all devices."""
-  plan = make(**{"largest": 0, "num_microbatches": 8, "mesh": {"fsdp": 64}} | DONE | changes)
+  plan = make(**{"largest": (0, 1), "num_microbatches": 8, "mesh": {"fsdp": 64}} | DONE | changes)
   assert [line.split("=")[0] for line in advice(plan)] == [f"--config.{flag}".split("=")[0] for flag in flags] + [
     "--topology"
   ]
@@ -151,7 +156,7 @@ def test_advice_is_what_can_be_done_and_is_not_yet(changes, flags):
 
 def test_advice_on_parameters_is_for_those_that_count():
   """Where they take less than a tenth of the memory, or the hidden size can't be split so, other things help."""
-  plan = make(largest=0, num_microbatches=8, **DONE)
+  plan = make(largest=(0, 1), num_microbatches=8, **DONE)
   small = plan.memory.__class__(10**9, 10**8, 0, 0, 3e10, 0)
   assert len(advice(plan._replace(memory=small))) == 1
   plan.config.model.hidden_size = 48
@@ -172,9 +177,9 @@ def test_an_index_on_the_chips_is_told():
   ],
 )
 def test_the_verb_answers_out_of_memory(more, num_queries, level, hint, monkeypatch, capsys):
-  """From flags to advice, with a compiler that finds no room; the sizes are those of the flags."""
+  """From flags to advice, with a compiler that finds no room for more than 16 queries; the sizes are the flags'."""
   devices = [object()] * 8
-  compiled = []
+  compiled, levels = [], []
 
   def lower(config, corpus, given):
     assert given == devices and corpus == CorpusSize(13_353_718, 100, 30_522)
@@ -183,8 +188,14 @@ def test_the_verb_answers_out_of_memory(more, num_queries, level, hint, monkeypa
     return abstract_step.AbstractStep(None, state, (), None)
 
   def compile_step(step, optimization_level):
-    assert optimization_level == level
-    raise OutOfMemory("RESOURCE_EXHAUSTED", compiled[-1] * 1e9)
+    levels.append(optimization_level)
+    num_bytes = compiled[-1] * 1e9
+    if compiled[-1] > 16:
+      raise OutOfMemory("RESOURCE_EXHAUSTED", num_bytes)
+    stats = types.SimpleNamespace(temp_size_in_bytes=num_bytes, generated_code_size_in_bytes=0)
+    return types.SimpleNamespace(
+      memory_analysis=lambda: stats, cost_analysis=lambda: {"flops": 1e12}, as_text=lambda: "HloModule step"
+    )
 
   monkeypatch.setattr(topology, "compile_only_devices", lambda topology: devices)
   monkeypatch.setattr(planning, "lower_step", lower)
@@ -192,10 +203,11 @@ def test_the_verb_answers_out_of_memory(more, num_queries, level, hint, monkeypa
   arguments = ["--config=configs/pretrain.py", "--config.batch_size=64", "--topology=v5e:2x4", "--passage_length=100"]
   assert cli.run(["plan", *arguments, *more]) == 0
   out, err = capsys.readouterr()
-  assert compiled == [64, 32] and err.startswith(f"compiling for v5e:2x4, 64 queries{hint} ...\n")
+  assert compiled == [64, 16, 24] and levels == [level, "O0", "O0"]
+  assert err.startswith(f"compiling for v5e:2x4, 64 queries{hint} ...\n")
   assert (
     "  activations    64.00 GB" in out
-    and f"--config.batch_size=16: about {num_queries} queries a device fit as it is" in out
+    and f"--config.batch_size=16: {num_queries} queries a device fit as it is (compiled at O0)" in out
   )
 
 

@@ -154,25 +154,44 @@ def memory(activations):
 
 
 @pytest.mark.parametrize(
-  ("batch", "fixed", "expected", "second"),
-  [(8, GB, 24, 4), (64, GB, 24, 32), (1, 3 * GB, 20, 2), (3, 14 * GB, 0, 1), (5, 13 * GB, 0, 2)],
+  ("batch", "fixed", "compiled", "fits"),
+  [
+    (8, 1.0, [24, 25], 24),  # gradients as large as the parameters: the first guess is right
+    (8, 1.7, [20, 22, 23], 22),  # the first line is too steep, the second one is that of the memory
+    (8, 0.0, [32, 26, 27], 26),  # too flat
+    (64, 1.0, [24, 25], 24),  # the config's own doesn't fit
+    (1, 12.0, [2, 3], 2),
+    (5, 12.7, [4, 1], 0),
+  ],
 )
-def test_the_largest_batch_lies_on_a_line_through_two(batch, fixed, expected, second):
+def test_the_largest_batch_is_where_one_query_more_does_not_fit(batch, fixed, compiled, fits):
   """Half a GB a query beside what is fixed and the 3 GB of the state, in 16 GB."""
   measured = []
 
   def measure(candidate):
     measured.append(candidate)
-    return memory(fixed + GB / 2 * candidate)
+    return memory(int(GB * (fixed + candidate / 2)))
 
-  largest = find_largest_batch(batch, memory(fixed + GB / 2 * batch), 16 * GB, measure)
-  assert (largest, measured) == (expected, [second])
-  assert largest == 0 or measure(largest).total <= 16 * GB < measure(largest + 1).total
+  own = memory(int(GB * (fixed + batch / 2)))
+  assert find_largest_batch(batch, own, 16 * GB, measure) == (fits, fits + 1)
+  assert measured == compiled
+
+
+def test_of_many_queries_the_last_few_are_not_looked_for():
+  compiled = []
+
+  def measure(candidate):
+    compiled.append(candidate)
+    return memory(GB + candidate * (GB / 100 + candidate * 100))  # bent a little
+
+  assert find_largest_batch(16, measure(16), 16 * GB, measure) == (1185, 1199)
+  assert compiled == [16, 1199, 1185]
 
 
 def test_a_batch_that_does_not_count():
-  assert find_largest_batch(4, memory(GB), 16 * GB, lambda batch: memory(GB)) == 4
-  assert find_largest_batch(4, memory(GB), 3 * GB, lambda batch: memory(GB)) == 0
+  """The search ends also where it finds no limit."""
+  assert find_largest_batch(4, memory(GB), 16 * GB, lambda batch: memory(GB)) == (256, None)
+  assert find_largest_batch(4, memory(GB), 3 * GB, lambda batch: memory(GB)) == (0, 1)
 
 
 def test_out_of_memory_is_read_from_the_compilers_words():

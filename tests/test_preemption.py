@@ -9,8 +9,10 @@ from unittest import mock
 
 import jax
 import pytest
+from absl import flags
 from tiny_runs import tiny_config
 
+from realm_jax import refresh_index
 from realm_jax.index import hosts
 from realm_jax.index.hosts import Preempted, decided_by_first
 from realm_jax.index.run_dir import RunDir
@@ -44,10 +46,10 @@ def test_in_its_first_wait_a_run_has_nothing_to_save(sample_store, tmp_path, mon
   assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
 
 
-@pytest.mark.parametrize("host", [0, 1])
-def test_several_hosts_that_wait_for_the_first_one(monkeypatch, host):
-  """Each looks as often as the first one says that it waits, and hears of the signal at the same look."""
-  looks, told, is_decided = [], [], threading.Event()
+@pytest.fixture(params=[0, 1])
+def one_of_two(request, monkeypatch):
+  """Host 0 or 1, whose first one waits; SIGTERM comes at the third look. -> what was told, and the looks' numbers."""
+  told, looks = [], []
 
   def tell(what, *values):
     told.append(what)
@@ -58,10 +60,30 @@ def test_several_hosts_that_wait_for_the_first_one(monkeypatch, host):
     return len(looks) == 3
 
   monkeypatch.setattr(jax, "process_count", lambda: 2)
-  monkeypatch.setattr(jax, "process_index", lambda: host)
+  monkeypatch.setattr(jax, "process_index", lambda: request.param)
   monkeypatch.setattr(hosts, "_SECONDS", 0.01)
   monkeypatch.setattr(hosts, "_tell", tell)
   monkeypatch.setattr(hosts.multihost_utils, "reached_preemption_sync_point", reached)
+  return told, looks
+
+
+def test_indexers_that_wait_for_a_trainers_config(one_of_two, tmp_path, capsys):
+  told, _ = one_of_two
+  values, run_dir = flags.FlagValues(), RunDir(tmp_path / "run")
+  refresh_index.define_flags(values)
+  values(["refresh_index", f"--workdir={run_dir.path}"])
+  try:
+    with pytest.raises(Preempted):
+      refresh_index.refresh(values)
+  finally:
+    run_dir.write_config({})  # ends the waiting thread
+  assert told == [hosts._PENDING] * 3
+  assert capsys.readouterr().out.count("waiting for") == (jax.process_index() == 0)
+
+
+def test_several_hosts_that_wait_for_the_first_one(one_of_two, monkeypatch):
+  """Each looks as often as the first one says that it waits, and hears of the signal at the same look."""
+  (told, looks), is_decided = one_of_two, threading.Event()
   try:
     with pytest.raises(Preempted, match="^SIGTERM: start again to go on$"):
       decided_by_first(lambda: int(is_decided.wait(60)))

@@ -72,7 +72,7 @@ def test_cudnn_is_for_gpus():
       step_mesh(config, [types.SimpleNamespace(platform=platform)])
 
 
-def sharded_steps(*stages, meshes=()):
+def on_eight_devices(*stages, meshes=()):
   script = pathlib.Path(__file__).parent / "sharded_steps.py"
   flags = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
   result = subprocess.run(
@@ -86,8 +86,14 @@ def sharded_steps(*stages, meshes=()):
   return json.loads(result.stdout)
 
 
-def check(result):
-  for stage, meshes in result.items():
+@pytest.fixture(scope="module")
+def eight_devices():
+  """Steps with dropout on 2 and 8 devices in three ways to split, and in microbatches; a checkpoint on many meshes."""
+  return on_eight_devices("pretrain", meshes=["2 devices", "8 devices", "2 x 2 x 2", "2 parts on 2 x 2 x 2"])
+
+
+def check(steps):
+  for stage, meshes in steps.items():
     for name, difference in meshes.items():
       assert difference["loss"] < 1e-6, (stage, name)
       # Sums of float32 in another order: 0.1 to 2.3e-6 were seen. No order reaches 1e-6: of ICT, the whole batch on one
@@ -97,11 +103,28 @@ def check(result):
     assert meshes["2 x 2 x 2"]["split"] == meshes["2 parts on 2 x 2 x 2"]["split"] == ["(16, 32)"]
 
 
-def test_a_step_on_any_mesh_makes_the_same():
-  """Loss and gradient, with dropout on 2 and 8 devices in three ways to split, and in microbatches."""
-  check(sharded_steps("pretrain", meshes=["2 devices", "8 devices", "2 x 2 x 2", "2 parts on 2 x 2 x 2"]))
+def test_a_step_on_any_mesh_makes_the_same(eight_devices):
+  assert list(eight_devices["steps"]) == ["pretrain"]
+  check(eight_devices["steps"])
 
 
 @pytest.mark.slow
 def test_a_step_of_the_other_stages_and_meshes_too():
-  check(sharded_steps("pretrain", "ict", "mlm", "finetune"))
+  check(on_eight_devices("pretrain", "ict", "mlm", "finetune")["steps"])
+
+
+def test_a_checkpoint_restores_on_any_mesh(eight_devices):
+  """Saved on 2 x 2 x 2, restored on 1, 2, 4 and 8 devices, and from one device on 2 x 2 x 2 again."""
+  found = eight_devices["restored"]
+  saved, lines = found.pop("saved"), found.pop("lines")
+  assert lines == []  # none was taken for damaged
+  assert {mesh: result.pop("split") for mesh, result in found.items()} == {
+    "1 x 2 x 1": ["(16, 64)"],
+    "2 x 1 x 2": ["(32, 32)"],
+    "1 x 2 x 2": ["(16, 32)"],
+    "8 x 1 x 1": ["(32, 64)"],
+    "1 x 8 x 1": ["(4, 64)"],
+    "1 x 1 x 1": ["(32, 64)"],
+    "2 x 2 x 2": ["(16, 32)"],
+  }
+  assert all(result == {"digest": saved, "misplaced": []} for result in found.values())

@@ -23,9 +23,9 @@ class Bert(nn.Module):
 
   attention_dropout_rate: of the attention weights; -1: dropout_rate.
   attention: "naive", the default because nothing is faster on a CPU; an implementation of
-    jax.nn.dot_product_attention: "xla", "cudnn" (GPUs, 16 bits); or "splash", the kernel that comes with JAX for TPUs
-    (elsewhere the same as "xla"). All but the first know no dropout of attention weights: where that is active,
-    attention is naive.
+    jax.nn.dot_product_attention: "xla", "cudnn" (GPUs, 16 bits); or "splash", the kernel that comes with JAX for TPUs.
+    Where its kind of device is missing, each of the last two is the same as "xla", so that what was trained with it
+    runs anywhere. All but the first know no dropout of attention weights: where that is active, attention is naive.
   remat: what the backward pass computes anew instead of keeping it: "none"; "layer": all inside each layer; "dots":
     the same, but for the results of dense products.
   """
@@ -145,6 +145,8 @@ def _attend_fused(query: jax.Array, key: jax.Array, value: jax.Array, is_token: 
   query, key, value = (x.reshape(-1, *x.shape[-3:]) for x in (query, key, value))
   if implementation == "splash":
     return splash.attend(query, key, value, is_token.reshape(-1, is_token.shape[-1]))
+  if implementation == "cudnn" and jax.default_backend() != "gpu":
+    implementation = "xla"  # here, for jax.lax.platform_dependent would trace the kernel, which needs cuDNN
   num_tokens = is_token.sum(-1, dtype=jnp.int32).reshape(-1)
   return jax.nn.dot_product_attention(
     query, key, value, key_value_seq_lengths=num_tokens, implementation=implementation

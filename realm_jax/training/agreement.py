@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from typing import Any
 
 import jax
@@ -13,8 +14,11 @@ from realm_jax.config import flat_fields
 from realm_jax.data.mixing import parse_mixture
 from realm_jax.data.passages import PassageStore
 from realm_jax.data.questions import read_questions
-from realm_jax.index.hosts import gather, tell_text
+from realm_jax.index.hosts import Preempted, gather, is_preempted, tell_text
 from realm_jax.index.run_dir import RunDir
+
+# A client of NFS may believe for so long, by its defaults, that a file it once looked for in vain is still not there.
+_SHARED_WITHIN = 60.0
 
 
 def open_corpus(config: ConfigDict, *, trains_in: RunDir | None = None) -> PassageStore:
@@ -44,6 +48,36 @@ def open_corpus(config: ConfigDict, *, trains_in: RunDir | None = None) -> Passa
     raise failure
   assert store is not None
   return store
+
+
+def check_shared(run_dir: RunDir) -> None:
+  """After the first host of a job has written config.json: all others must find the same one, in time.
+
+  Raises:
+    ValueError: on all hosts, if one doesn't.
+    Preempted: SIGTERM came to one of several hosts.
+  """
+  if jax.process_count() == 1:
+    return
+
+  def content() -> str:
+    return (run_dir.files.read(run_dir.config) or b"").decode(errors="replace")
+
+  first, began = tell_text(content()), time.monotonic()
+  while True:
+    # All hosts go by what is gathered, and so look equally often. 0: found, 1: not yet, 2: not in time.
+    states = gather(0 if content() == first else 1 if time.monotonic() - began < _SHARED_WITHIN else 2)
+    if not any(states):
+      return
+    if 2 in states:
+      raise ValueError(
+        f"--workdir must be a directory that all hosts share: in {run_dir.path} host {states.index(2)} does not find "
+        "the config.json that the first host of this job wrote; give a gs:// path, or a directory of a shared file "
+        "system"
+      )
+    if is_preempted():
+      raise Preempted
+    time.sleep(run_dir.poll)
 
 
 def _comparable(config: ConfigDict) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from realm_jax.index.hosts import Preempted, is_first, settle
 from realm_jax.index.journal import Adoption
 from realm_jax.index.run_dir import RunDir
 from realm_jax.training.adoption import SnapshotFollower, adoption_settings
-from realm_jax.training.agreement import open_corpus
+from realm_jax.training.agreement import check_shared, open_corpus
 from realm_jax.training.checkpoint import Checkpoints, Restored
 from realm_jax.training.cost import peak_seconds
 from realm_jax.training.exports import Exports
@@ -60,8 +60,8 @@ def train(
 
   Raises:
     ImportError: TensorBoard or W&B is asked for, and not installed.
-    ValueError: the run directory belongs to another config, or the config has a number that is out of bounds, or
-      doesn't fit the corpus or the devices.
+    ValueError: the run directory belongs to another config or is not shared by all hosts, or the config has a number
+      that is out of bounds, or doesn't fit the corpus or the devices.
     Preempted: SIGTERM came, and the run was saved, if a step was made.
   """
   from realm_jax.data.tasks import query_batches  # noqa: PLC0415 TensorFlow, which the indexer and `ask` do without
@@ -84,6 +84,7 @@ def train(
   first_step = int(state.step)
   if is_first():
     _claim(run_dir, config, is_to_go_on=first_step < config.num_steps)
+  check_shared(run_dir)
   exports, follower, preemption = None, None, Preemption()
   if "retriever" in STAGES[config.stage]:
     exports = Exports(config, run_dir, store, is_frozen="passage_tower" in stage.frozen, log=log)

@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 
 from realm_jax.training.collectives import Collective
 from realm_jax.training.cost import attention_in_training
-from realm_jax.training.planning import Plan, Step, is_searched_on_chip
+from realm_jax.training.planning import LEVEL_OF_SEARCH, Plan, Step, is_searched_on_chip
 
 
 def describe(plan: Plan) -> str:
@@ -30,7 +30,10 @@ def describe(plan: Plan) -> str:
     return "\n".join([*lines, "", "It does not fit. What makes it smaller:", *[f"  {x}" for x in advice(plan)]])
   lines += ["", *_time_lines(plan, plan.step), "", *_collective_lines(plan.step.collectives)]
   if plan.largest is not None:
-    lines += ["", f"largest batch: about {plan.largest} queries a device, {plan.largest * plan.num_rows:,} in all"]
+    fits, too_many = plan.largest
+    limit = f"{too_many} don't" if too_many else "more were not tried"
+    in_all = f"{fits * plan.num_rows:,} in all"
+    lines += ["", f"largest batch: {fits} queries a device fit, {in_all}; {limit} (compiled at {LEVEL_OF_SEARCH})"]
   return "\n".join(lines)
 
 
@@ -57,9 +60,12 @@ def advice(plan: Plan) -> list[str]:
     )
   if model.remat != "layer":
     result.append("--config.model.remat=layer: keeps the layers' inputs only, for up to a third more arithmetic")
-  if plan.largest:
-    batch_size = plan.largest * plan.num_rows
-    result.append(f"--config.batch_size={batch_size}: about {plan.largest} queries a device fit as it is")
+  if plan.largest and plan.largest.fits:
+    batch_size = plan.largest.fits * plan.num_rows
+    result.append(
+      f"--config.batch_size={batch_size}: {plan.largest.fits} queries a device fit as it is (compiled at "
+      f"{LEVEL_OF_SEARCH})"
+    )
   result.append("--topology=...: a slice of more chips, or of chips with more memory")
   return result
 

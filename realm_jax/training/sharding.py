@@ -39,6 +39,7 @@ def step_mesh(config: ConfigDict, devices: Sequence[jax.Device]) -> Mesh:
   Raises:
     ValueError: the devices, the batch or the model can't be split so, or the devices don't have the model's attention.
   """
+  # To read a run XLA will do (model.bert.Bert). Whoever trains with it has a GPU, which JAX perhaps doesn't see.
   if config.model.attention == "cudnn" and devices[0].platform != "gpu":
     raise ValueError(
       "model.attention=cudnn needs a GPU; for TPUs, also in realm plan, set --config.model.attention=splash, elsewhere "
