@@ -2,6 +2,7 @@
 
   realm refresh_index --workdir=runs/pretrain          beside realm train, until that is done
   realm refresh_index --workdir=runs/ict --once        once, for a run that needs no index to train
+  realm refresh_index --workdir=runs/new --once --reuse=runs/qa      the same model, over documents that have changed
 
 It reads what to do from the run's config.json, and ends when the trainer is done, or when nothing came for a while. On
 several hosts all are started, with --multihost or the address of the first one: they share the work.
@@ -19,8 +20,10 @@ from ml_collections import ConfigDict
 
 from realm_jax import cli, multihost
 from realm_jax.config import make_tower, stored_config
+from realm_jax.data.passages import PassageStore
 from realm_jax.index.hosts import decided_by_first, embed_together, is_first, tell_text
 from realm_jax.index.refresh import Embed, Refresher, abstract_tower_params, embedder, follow, refresh_settings
+from realm_jax.index.reuse import Known, known_embeddings
 from realm_jax.index.run_dir import RunDir
 from realm_jax.training.agreement import open_corpus
 
@@ -31,6 +34,10 @@ def define_flags(values: flags.FlagValues) -> None:
   flags.DEFINE_float(
     "timeout", None, "Seconds to wait for the trainer [the config's; none with --once].", 0.0, flag_values=values
   )
+  flags.DEFINE_string(
+    "reuse", None, "A run whose index has embeddings of the same parameters: only what it lacks is embedded.",
+    flag_values=values,
+  )  # fmt: skip
   flags.DEFINE_bool("quiet", False, "Show no progress bars.", flag_values=values)
   multihost.define_flags(values)
 
@@ -69,9 +76,17 @@ def refresh(values: flags.FlagValues) -> None:
       log=tqdm.tqdm.write,
     )
 
-  num_published = embed_together(work, embedder(tower, store, settings, show), abstract_params)
+  known = _reused(RunDir(values.reuse), store) if values.reuse else None
+  num_published = embed_together(work, embedder(tower, store, settings, show, known=known), abstract_params)
   if num_published is not None:
     print(f"{num_published} snapshots published in {run_dir.index}")
+
+
+def _reused(run_dir: RunDir, store: PassageStore) -> Known:
+  known = known_embeddings(run_dir, PassageStore(stored_config(run_dir.read_config()).corpus), store)
+  if is_first():
+    print(f"{known.num_known:,} of {len(store):,} passages are in the index of {run_dir.path}", flush=True)
+  return known
 
 
 def _wait_for_config(run_dir: RunDir, *, timeout: float) -> ConfigDict:

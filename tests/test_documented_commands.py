@@ -36,6 +36,7 @@ RULES = [
   ("docs/corpus.md", "realm build_corpus --input=tfds:", "needs what the command before makes"),
   ("docs/corpus.md", "realm build_corpus --output=corpora/mine --export_tfds", SLOW),
   ("docs/corpus.md", "python benchmarks/corpus.py", SLOW),
+  ("docs/corpus.md", "realm ", FAST),
   (
     "docs/evaluation.md",
     "realm evaluate --workdir=runs/nq --questions=nq.dev.jsonl --retriever",
@@ -172,6 +173,20 @@ def test_evaluation(run, world):
     else:
       assert json.loads(line)["num_questions"] == 3
   assert (world / "nq.html").stat().st_size > 1000 and (world / "runs" / "nq" / "best.json").exists()
+
+
+def test_changed_documents(run, world):
+  build, convert, refresh, ask = commands("docs/corpus.md", FAST)
+  (world / "corpora" / "mine").symlink_to(world / "corpora" / "wiki")
+  *articles, last = (world / "articles.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
+  last = json.dumps(json.loads(last) | {"text": "It has changed."})
+  (world / "articles.jsonl").write_text("".join([*articles, last]), encoding="utf-8")
+  run(build, "--passage_length=256")  # the world's
+  run(convert)
+  assert re.search(r"^39 of 40 passages are in the index of .*/runs/qa$", run(refresh), re.MULTILINE)
+  assert run(ask).splitlines()[0] == "Q: ..."
+  (world / "corpora" / "mine").unlink()
+  write_texts(world)
 
 
 def test_inspection(run):

@@ -31,13 +31,15 @@ def make_tower(store):
 def embed(path, begin=0, end=None):
   store = PassageStore(path)
   tower, params = make_tower(store)
-  return embed_passages(tower, params, store, store.vocabulary(), batch_size=12, begin=begin, end=end)
+  return embed_passages(
+    tower, params, store, store.vocabulary(), np.arange(begin, len(store) if end is None else end), batch_size=12
+  )
 
 
 def test_passages_are_padded_to_multiples_of_32_at_most_to_p(sample_store):
   n = len(sample_store)
   length_N = sample_store.title_length_N.astype(int) + sample_store.body_length_N + 3
-  padded_N = _padded_length(sample_store, 0, n)
+  padded_N = _padded_length(sample_store, np.arange(n))
   assert (padded_N >= np.minimum(length_N, sample_store.passage_length)).all()
   assert (padded_N - length_N < 32).all() and set(padded_N % 32) <= {0}
   assert len(set(padded_N.tolist())) > 2  # the sample has passages of several lengths

@@ -26,13 +26,12 @@ def embed_passages(
   params: Any,
   store: PassageStore,
   vocabulary: Vocabulary,
+  passage_id_N: np.ndarray | None = None,
   *,
   batch_size: int = 256,
   progress: Callable[[Iterable[int]], Iterable[int]] = lambda batches: batches,
-  begin: int = 0,
-  end: int | None = None,
 ) -> np.ndarray:
-  """Passages begin to end - 1 (None: all), each as [CLS] title [SEP] body [SEP] -> bfloat16 [end - begin, D].
+  """Passages, all or those with these numbers, each as [CLS] title [SEP] body [SEP] -> bfloat16 [N, D].
 
   All devices share each batch, those of all hosts of a job: each host calls this, and has all embeddings. Passages are
   taken by length, and a batch is padded to its own longest one (in steps of 32 tokens, so that there are few
@@ -46,41 +45,45 @@ def embed_passages(
   Raises:
     ValueError: progress left out a batch, or changed their order.
   """
-  end = len(store) if end is None else end
+  if passage_id_N is None:
+    passage_id_N = np.arange(len(store))
+  num_passages = len(passage_id_N)
+  emb_ND = np.empty((num_passages, tower.retrieval_size), ml_dtypes.bfloat16)
+  if num_passages == 0:
+    return emb_ND
   mesh = jax.sharding.Mesh(np.array(jax.devices()), "passages")
   split, everywhere = NamedSharding(mesh, PartitionSpec("passages")), NamedSharding(mesh, PartitionSpec())
   # The last batch is filled up: the same shapes again, and a share for each device.
-  batch_size = -(-min(batch_size, end - begin) // mesh.size) * mesh.size
-  length_N = _padded_length(store, begin, end)
-  order = begin + np.argsort(length_N, kind="stable")
+  batch_size = -(-min(batch_size, num_passages) // mesh.size) * mesh.size
+  length_N = _padded_length(store, passage_id_N)
+  order = np.argsort(length_N, kind="stable")
   params = jax.device_put(params, everywhere)
   rows = HostRows(split, batch_size)
-  emb_ND = np.empty((end - begin, tower.retrieval_size), ml_dtypes.bfloat16)
   num_due = 0
   pending: tuple[np.ndarray, jax.Array] | None = None
-  for first in progress(range(0, end - begin, batch_size)):
+  for first in progress(range(0, num_passages, batch_size)):
     if first != num_due:
       raise ValueError(_out_of_order(num_due, f"a batch that begins with passage {first}"))
-    passage_id = order[np.minimum(np.arange(first, first + batch_size), end - begin - 1)]
-    length = int(length_N[passage_id - begin].max())
-    mine = passage_id[rows.rows]
+    batch = order[np.minimum(np.arange(first, first + batch_size), num_passages - 1)]
+    length = int(length_N[batch].max())
+    mine = passage_id_N[batch[rows.rows]]
     packed = pack(store.title_tokens(mine), store.body_tokens(mine), length, vocabulary)
     emb_BD = _embed(tower, everywhere, params, rows.put(packed))
     settle(emb_BD)
     # What the device did meanwhile is fetched while it does the next.
     if pending is not None:
-      emb_ND[pending[0] - begin] = whole(pending[1])
-    pending = passage_id, emb_BD
+      emb_ND[pending[0]] = whole(pending[1])
+    pending = batch, emb_BD
     num_due = first + batch_size
-  if pending is None or num_due < end - begin:
+  if pending is None or num_due < num_passages:
     raise ValueError(_out_of_order(num_due, "the end"))
-  emb_ND[pending[0] - begin] = whole(pending[1])
+  emb_ND[pending[0]] = whole(pending[1])
   return emb_ND
 
 
-def _padded_length(store: PassageStore, begin: int, end: int) -> np.ndarray:
+def _padded_length(store: PassageStore, passage_id_N: np.ndarray) -> np.ndarray:
   """Tokens of each passage as it is packed, with [CLS] and two [SEP], up to the next multiple of 32."""
-  length_N = store.title_length_N[begin:end].astype(np.int32) + store.body_length_N[begin:end] + 3
+  length_N = store.title_length_N[passage_id_N].astype(np.int32) + store.body_length_N[passage_id_N] + 3
   return np.minimum(-(-length_N // _LENGTH_STEP) * _LENGTH_STEP, store.passage_length)
 
 

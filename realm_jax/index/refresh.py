@@ -15,6 +15,7 @@ from realm_jax.index import snapshot as snapshots
 from realm_jax.index.deletion import delete_old
 from realm_jax.index.digest import is_finite
 from realm_jax.index.embed import embed_passages
+from realm_jax.index.reuse import Known
 from realm_jax.index.run_dir import RunDir
 from realm_jax.index.snapshot import Published, Slice, SnapshotError
 from realm_jax.index.tower_export import DamagedExport, Export, read_export
@@ -57,14 +58,19 @@ def embedder(
   store: PassageStore,
   settings: RefreshSettings,
   progress: Callable[[Iterable[int]], Iterable[int]] = lambda batches: batches,
+  *,
+  known: Known | None = None,
 ) -> Embed:
-  """Embeds with all devices of this job; see `embed_passages`."""
+  """Embeds with all devices of this job what is not known; see `embed_passages`."""
   vocabulary = store.vocabulary()
 
   def embed(params: Any, begin: int, end: int) -> np.ndarray:
-    return embed_passages(
-        tower, params, store, vocabulary, batch_size=settings.batch_size, progress=progress, begin=begin, end=end,
-    )  # fmt: skip
+    passage_id_N = np.arange(begin, end)
+    new_N = passage_id_N if known is None else known.missing(passage_id_N, params)
+    new_emb_ND = embed_passages(
+      tower, params, store, vocabulary, new_N, batch_size=settings.batch_size, progress=progress
+    )
+    return new_emb_ND if known is None else known.completed(passage_id_N, new_emb_ND)
 
   return embed
 
