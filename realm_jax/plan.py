@@ -27,7 +27,7 @@ def define_flags(values: flags.FlagValues) -> None:
     "topology", None, "A slice, as v5e-64, or a grid of chips, as v5e:8x8.", required=True, flag_values=values
   )
   flags.DEFINE_bool(
-    "largest", True, "Find the largest batch that fits: compiles two times more, or a few, at O0.", flag_values=values
+    "largest", True, "Find the largest batch that fits: compiles up to six times more, at O0.", flag_values=values
   )
   flags.DEFINE_enum(
     "optimization_level",
