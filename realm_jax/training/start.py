@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -20,13 +21,27 @@ from realm_jax.weights.source import read_weights
 def initial_params(config: ConfigDict, vocabulary: Vocabulary) -> dict[str, Any]:
   """{"retriever": ..., "reader": ...}, as the stage holds them, from `config.init` as far as that has them."""
   source, reader_source = _read(config.init, config, vocabulary), _read(config.init_reader, config, vocabulary)
-  # Compiled as one program: op by op, even a tiny model takes seconds.
-  params = jax.jit(lambda: random_params(config, len(vocabulary)))()
+  params = abstract_params(config, len(vocabulary))
   if source:
     params = _adopt(source, params, config.init)
   if reader_source and "reader" in params:
     params |= _adopt(reader_source, {"reader": params["reader"]}, config.init_reader)
-  return params
+  return _draw_the_rest(params, lambda: random_params(config, len(vocabulary)))
+
+
+def _draw_the_rest(params: dict[str, Any], draw: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+  """Random numbers for what is a shape still, of draw's tree."""
+  leaves, tree = jax.tree.flatten(params)
+  lacking = [i for i, leaf in enumerate(leaves) if isinstance(leaf, jax.ShapeDtypeStruct)]
+
+  def draw_lacking() -> list[jax.Array]:
+    drawn = jax.tree.leaves(draw())
+    return [drawn[i] for i in lacking]
+
+  # Compiled as one program, of these alone: op by op, or with all, even a tiny model takes seconds.
+  for i, value in zip(lacking, jax.jit(draw_lacking)() if lacking else []):
+    leaves[i] = value
+  return jax.tree.unflatten(tree, leaves)
 
 
 def abstract_params(config: ConfigDict, vocab_size: int) -> dict[str, Any]:
