@@ -6,10 +6,12 @@ import importlib
 import os
 import re
 import select
+import shlex
 import signal
 import sys
 from collections.abc import Sequence
 from types import ModuleType
+from typing import Any
 
 from absl import flags, logging
 
@@ -57,6 +59,20 @@ def run(arguments: Sequence[str]) -> int:
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python writes once more when it exits
     return _UNREAD
   return status
+
+
+def load_ipython_extension(shell: Any) -> None:
+  """For %load_ext realm_jax.cli: a notebook's %realm VERB [flags], which stops the notebook when it fails.
+
+  In the notebook's own process, so that what is compiled is there again, and one process alone has the devices.
+  """
+  from IPython.core.error import UsageError  # noqa: PLC0415 only a notebook has it
+
+  def realm(line: str) -> None:
+    if status := run(shlex.split(line)):
+      raise UsageError(f"realm ended with status {status}; why stands above")
+
+  shell.register_magic_function(realm)
 
 
 def _run(arguments: Sequence[str]) -> int:

@@ -10,6 +10,7 @@ import types
 
 import pytest
 from absl import flags
+from IPython.core.error import UsageError
 
 from realm_jax import cli
 
@@ -228,3 +229,14 @@ def test_the_overview_has_an_example_that_runs(realm, tmp_path, monkeypatch):
   (example,) = examples(out)
   assert realm(*example)[0] == 0
   assert (tmp_path / "corpora" / "sample" / "corpus.json").is_file()
+
+
+def test_a_notebooks_command_line_stops_it_when_it_fails(capsys):
+  magics = []
+  cli.load_ipython_extension(types.SimpleNamespace(register_magic_function=magics.append))
+  (realm,) = magics
+  realm("inspect --help")
+  assert realm.__name__ == "realm" and "the state of a run directory" in capsys.readouterr().out
+  with pytest.raises(UsageError, match="realm ended with status 1; why stands above"):
+    realm("inspect 'no run'")
+  assert "no run" in capsys.readouterr().err

@@ -8,6 +8,7 @@ import sys
 import nbformat
 import pytest
 from nbclient import NotebookClient
+from processes import CACHE
 
 from realm_jax.data.sample import SAMPLE_PASSAGES, SAMPLE_QUESTIONS
 
@@ -21,6 +22,8 @@ def run(tmp_path, monkeypatch):
   monkeypatch.setenv("PYTHONPATH", str(ROOT))
   monkeypatch.setenv("PATH", str(pathlib.Path(sys.executable).parent), prepend=":")
   monkeypatch.setenv("IPYTHONDIR", str(tmp_path / "ipython"))
+  for name, value in CACHE.items():
+    monkeypatch.setenv(name, value)
 
   def run(name, **parameters):
     notebook = nbformat.read(ROOT / "colab" / f"{name}.ipynb", as_version=4)
@@ -70,9 +73,13 @@ def test_ask(run):
   assert "A: Marie and Pierre Curie" in outputs[-2]
 
 
-@pytest.mark.slow
+# Both notebooks pre-train with the same numbers, so that the second finds its program compiled.
+SMALL = {"BATCH_SIZE": 2, "PASSAGE_LENGTH": 64, "QUERY_LENGTH": 24}
+
+
 def test_own_documents(run, tmp_path):
-  passages = [json.loads(line) for line in SAMPLE_PASSAGES.read_text().splitlines()[:24]]
+  """To the taught answers, of which the model as it comes gives one in four."""
+  passages = [json.loads(line) for line in SAMPLE_PASSAGES.read_text().splitlines()[:8]]
   ids = {passage["id"] for passage in passages}
   questions = [json.loads(line) for line in SAMPLE_QUESTIONS["train"].read_text().splitlines()]
   questions = [question for question in questions if question["passage"] in ids][:4]
@@ -80,14 +87,13 @@ def test_own_documents(run, tmp_path):
     (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
   outputs = run(
     "own_documents", DOCUMENTS="documents.jsonl", QUESTIONS="questions.jsonl",
-    ICT_STEPS=1, PRETRAIN_STEPS=2, FINETUNE_STEPS=30, BATCH_SIZE=4, LEARNING_RATE=5e-4,
+    ICT_STEPS=1, PRETRAIN_STEPS=3, FINETUNE_STEPS=8, LEARNING_RATE=1e-3, **SMALL,
   )  # fmt: skip
-  assert any("runs/pretrain: pretrain, 2 of 2 steps, done" in output for output in outputs)
-  assert float(outputs[-1]) >= 0.75  # of the four questions that it was taught
+  assert any("runs/pretrain: pretrain, 3 of 3 steps, done" in output for output in outputs)
+  assert float(outputs[-1]) == 1
 
 
-@pytest.mark.slow
 def test_look_inside(run):
-  outputs = run("look_inside", NUM_PASSAGES=24, STEPS=4, EXPORT_EVERY=2, BATCH_SIZE=2)
+  outputs = run("look_inside", NUM_PASSAGES=24, STEPS=3, EXPORT_EVERY=1, **SMALL)
   distance = ast.literal_eval(outputs[-1])
-  assert len(distance) == 3 and distance[0] > distance[1] > distance[2] == 0
+  assert distance[0] == distance[1] > distance[2] > distance[3] == 0  # the warm-up's first step has a rate of 0

@@ -68,7 +68,7 @@ def commands_of(path):
 
 
 def commands_within_the_text(path):
-  return re.findall(r"(?:`|^!)realm (\w+)((?: [^`\n]*)?)", text_of(path), re.MULTILINE)
+  return re.findall(r"(?:`|^[!%])realm (\w+)((?: [^`\n]*)?)", text_of(path), re.MULTILINE)
 
 
 def test_the_documents_have_commands():
