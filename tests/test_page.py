@@ -96,8 +96,42 @@ def test_a_question_gets_its_answer(open_page):
   assert "probability 0.75 · search" in page.locator("#latency").inner_text()
   assert "no answer" not in page.locator("#latency").inner_text()  # this run doesn't read the null passage
   assert not console
-  assert page.evaluate("[...document.querySelectorAll('input')].every(i => i.labels.length)")
-  assert page.locator("#result").get_attribute("aria-live") == "polite"
+
+
+def accessibility_tree(page):
+  """(role, name, properties) of what assistive technology is told of, in Chromium's own words, in reading order."""
+  found = page.context.new_cdp_session(page).send("Accessibility.getFullAXTree")["nodes"]
+  nodes, due = {node["nodeId"]: node for node in found}, [found[0]["nodeId"]]
+  while due:
+    node = nodes[due.pop()]
+    due += reversed(node["childIds"])
+    if not node["ignored"]:
+      properties = {p["name"]: p["value"].get("value") for p in node["properties"]}
+      yield node["role"]["value"], node["name"]["value"], properties
+
+
+def test_what_assistive_technology_is_told(open_page):
+  page, _, _ = open_page(Encyclopedia())
+  ask(page, "Who found radium?")
+  playwright.expect(page.locator("#answer")).to_have_text("Marie Curie")
+  tree = [*accessibility_tree(page)]
+  assert [(role, name) for role, name, properties in tree[1:] if properties.get("focusable")] == [
+    ("searchbox", "Question"), ("button", "Ask"), ("radio", "ScaNN"), ("radio", "exact"),
+    ("checkbox", "retrieval without reading"),
+  ]  # fmt: skip
+  landmarks = {"banner", "main", "search", "region", "contentinfo"}
+  assert [(role, name) for role, name, _ in tree if role in landmarks] == [
+    ("banner", ""), ("main", ""), ("search", ""), ("region", "Answer"), ("region", "Passages"), ("contentinfo", ""),
+  ]  # fmt: skip
+  assert [name for role, name, _ in tree if role == "group"] == ["Search"]
+  assert [name for role, name, _ in tree if role == "heading"] == ["REALM", "Passages", "Radium", "Pluto"]
+  assert [name for role, name, _ in tree if role == "meter"] == ["retrieval", "reader"] * 2
+  # Read aloud when it changes, once what is being said has ended: the answer's region, up to the passages' one.
+  (begin,) = [i for i, node in enumerate(tree) if node[:2] == ("region", "Answer")]
+  (end,) = [i for i, node in enumerate(tree) if node[:2] == ("region", "Passages")]
+  assert tree[begin][2]["live"] == "polite"
+  texts = [name for role, name, _ in tree[begin:end] if role == "StaticText"]
+  assert texts[0] == "Marie Curie" and texts[1].startswith("probability 0.75 · ") and len(texts) == 2
 
 
 def test_how_probable_no_answer_is(open_page):
