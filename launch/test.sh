@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Sets up what the tests need and runs them: about 11 minutes on 2 CPU cores after installation.
+# Sets up what the tests need and runs them: about 12 minutes on 2 CPU cores after installation.
 #   bash launch/test.sh              all but the slow ones
 #   bash launch/test.sh -m slow      the slow ones
 #   bash launch/test.sh tests/test_losses.py -k marginal

@@ -1,4 +1,4 @@
-"""The commands of README and docs, in small: each is run, here or in a slow test, or stands with the reason why not."""
+"""The commands of README and docs, in small: each is run here, or stands with the reason why not."""
 
 import json
 import os
@@ -19,7 +19,7 @@ from realm_jax import cli, library
 from realm_jax.data.sample import SAMPLE_PASSAGES, SAMPLE_QUESTIONS
 
 ROOT = pathlib.Path(__file__).parent.parent
-FAST, SLOW = "fast", "slow"
+RUN = "run"
 CLOUD = "needs a cloud; tests/test_launch.py and tests/test_gcs.py have stand-ins"
 INSTALLS = "installs packages"
 
@@ -27,35 +27,35 @@ INSTALLS = "installs packages"
 RULES = [
   ("README.md", "bash launch/test.sh", "runs this test"),
   ("README.md", "bash launch/demo.sh", "minutes; its steps are those of test_the_readmes_loop_on_own_documents"),
-  ("README.md", "realm ", SLOW),
-  ("docs/checkpoints.md", "realm ", FAST),
+  ("README.md", "realm ", RUN),
+  ("docs/checkpoints.md", "realm ", RUN),
   ("docs/corpus.md", "pip install", INSTALLS),
   ("docs/corpus.md", "realm build_corpus --input='gs://", CLOUD),
   ("docs/corpus.md", "tfds build", "needs mlcroissant, which has no place in requirements.txt"),
   ("docs/corpus.md", "realm build_corpus --input=tfds:", "needs what the command before makes"),
-  ("docs/corpus.md", "realm ", FAST),
-  ("docs/corpus.md", "python benchmarks/corpus.py", FAST),
+  ("docs/corpus.md", "realm ", RUN),
+  ("docs/corpus.md", "python benchmarks/corpus.py", RUN),
   (
     "docs/evaluation.md",
     "realm evaluate --workdir=runs/nq --questions=nq.dev.jsonl --retriever",
     "needs a second run; tests/test_evaluate.py has one",
   ),
-  ("docs/evaluation.md", "realm evaluate", FAST),
+  ("docs/evaluation.md", "realm evaluate", RUN),
   ("docs/finetuning.md", "realm train", "downloads NaturalQuestions; tests/test_configs.py builds the config"),
   ("docs/finetuning.md", "realm evaluate", "downloads NaturalQuestions; docs/evaluation.md has the same with files"),
-  ("docs/finetuning.md", "realm ", FAST),
-  ("docs/inspect.md", "realm ", FAST),
+  ("docs/finetuning.md", "realm ", RUN),
+  ("docs/inspect.md", "realm ", RUN),
   ("docs/launching.md", "realm plan", "is not a whole command"),
   ("docs/launching.md", "", CLOUD),
   ("docs/loop.md", "realm train", "has the paper's size; tests/test_objectives.py has its step"),
-  ("docs/loop.md", "realm ", FAST),
+  ("docs/loop.md", "realm ", RUN),
   (
     "docs/performance.md",
     "realm plan",
     "needs libtpu and compiles for minutes; tests/test_planning.py has a small one",
   ),
   ("docs/performance.md", "realm train", "needs a GPU; tests/test_bert.py compares the attentions' values"),
-  ("docs/questions.md", "realm evaluate", FAST),
+  ("docs/questions.md", "realm evaluate", RUN),
   ("docs/results.md", "bash launch/", "minutes to hours"),
   (
     "docs/results.md",
@@ -66,8 +66,8 @@ RULES = [
   ("docs/serving.md", "pip install", INSTALLS),
   ("docs/serving.md", "python benchmarks/serve.py", "loads the machine for minutes"),
   ("docs/serving.md", "python benchmarks/ask.py", "loads the machine for a minute"),
-  ("docs/serving.md", "realm serve", FAST),
-  ("docs/serving.md", "curl", FAST),
+  ("docs/serving.md", "realm serve", RUN),
+  ("docs/serving.md", "curl", RUN),
   ("docs/storage.md", "pip install", INSTALLS),
   ("docs/storage.md", "", CLOUD),
 ]
@@ -102,8 +102,9 @@ def rule_of(command):
   return next((r for r in RULES if command.document == r[0] and command.text.startswith(r[1])), None)
 
 
-def commands(document, how, begins=""):
-  return [c for c in COMMANDS if c.document == document and rule_of(c)[2] == how and c.text.startswith(begins)]
+def commands(document, begins=""):
+  """Those that are run."""
+  return [c for c in COMMANDS if c.document == document and rule_of(c)[2] == RUN and c.text.startswith(begins)]
 
 
 def test_each_command_is_run_or_has_a_reason_why_not():
@@ -162,7 +163,7 @@ def run(world, capsys, monkeypatch):
 
 
 def test_evaluation(run, world):
-  for command in commands("docs/evaluation.md", FAST):
+  for command in commands("docs/evaluation.md"):
     if "--table" in command.text:  # of what the commands before have stored, and one more
       shutil.copytree(world / "runs" / "pretrain" / "evaluation", world / "runs" / "ict" / "evaluation")
     *_, line = run(command).splitlines()
@@ -174,7 +175,7 @@ def test_evaluation(run, world):
 
 
 def test_changed_documents(run, world):
-  build, convert, refresh, ask, _ = commands("docs/corpus.md", FAST, "realm ")
+  build, convert, refresh, ask, _ = commands("docs/corpus.md", "realm ")
   (world / "corpora" / "mine").symlink_to(world / "corpora" / "wiki")
   *articles, last = (world / "articles.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
   last = json.dumps(json.loads(last) | {"text": "It has changed."})
@@ -188,7 +189,7 @@ def test_changed_documents(run, world):
 
 
 def test_inspection(run):
-  for command in commands("docs/inspect.md", FAST):
+  for command in commands("docs/inspect.md"):
     out = run(command)
     if command.error:
       assert out == command.error
@@ -212,15 +213,15 @@ def test_conversion(run, world, monkeypatch):
   monkeypatch.chdir(world)
   assert cli.run(["convert", "--input=runs/ict", "--to=hf", "--output=models/bert-tiny"]) == 0
   assert cli.run(["convert", "--input=runs/nq", "--to=hf", "--output=openqa"]) == 0
-  (build,) = commands("docs/checkpoints.md", FAST, "realm build_corpus")
-  to_run, to_hf = commands("docs/checkpoints.md", FAST, "realm convert")
+  (build,) = commands("docs/checkpoints.md", "realm build_corpus")
+  to_run, to_hf = commands("docs/checkpoints.md", "realm convert")
   run(build)
   assert run(to_run).splitlines()[-1].startswith("runs/realm: a run of the stage finetune with an index")
   assert run(to_hf).splitlines()[-1] == "ict-hf: RealmEmbedder"
 
 
 def test_the_best_checkpoint_is_asked_and_its_index_refreshed(run):
-  refresh, ask = commands("docs/finetuning.md", FAST)
+  refresh, ask = commands("docs/finetuning.md")
   run(refresh)
   assert run(ask).splitlines()[0] == "Q: ..."
 
@@ -241,7 +242,6 @@ def shell(script, directory, timeout=900):
   return result.stdout
 
 
-@pytest.mark.slow
 def test_the_readmes_loop_on_own_documents(tmp_path):
   """The block as it stands, with few steps."""
   readme = text_of(ROOT / "README.md")
@@ -249,14 +249,14 @@ def test_the_readmes_loop_on_own_documents(tmp_path):
   write_texts(tmp_path)
   block = next(b for b in re.findall(r"^```\n(.*?)^```", readme, re.MULTILINE | re.DOTALL) if "realm ask --" in b)
   script, num_replaced = re.subn("--config.num_steps=500", "--config.num_steps=2 --config.batch_size=4", block)
-  assert num_replaced == 3 and len(commands("README.md", SLOW)) == 8
+  assert num_replaced == 3 and len(commands("README.md")) == 8
   out = shell(script, tmp_path)
   assert re.search(r"^Q: \.\.\.\nA: .+", out, re.MULTILINE) and '"num_questions": 3' in out
   assert (tmp_path / "report.html").exists()
 
 
 def test_training_from_a_converted_model(run, world):
-  (train,) = commands("docs/checkpoints.md", FAST, "realm train")
+  (train,) = commands("docs/checkpoints.md", "realm train")
   if not (world / "models").exists():
     test_conversion(run, world, pytest.MonkeyPatch())
   shutil.rmtree(world / "runs" / "ict")
@@ -266,7 +266,7 @@ def test_training_from_a_converted_model(run, world):
 
 
 def test_corpora(world, tmp_path):
-  *_, export, benchmark = (command.text for command in commands("docs/corpus.md", FAST))
+  *_, export, benchmark = (command.text for command in commands("docs/corpus.md"))
   write_texts(tmp_path)
   (tmp_path / "benchmarks").symlink_to(ROOT / "benchmarks")
   begin = "realm build_corpus --input=articles.jsonl --vocab_size=1000 --output=corpora/mine\n"
@@ -277,13 +277,13 @@ def test_corpora(world, tmp_path):
 
 def test_question_sets(run, world):
   (world / "corpora" / "leads").symlink_to(world / "corpora" / "wiki")
-  for command in commands("docs/questions.md", FAST):
+  for command in commands("docs/questions.md"):
     result = json.loads(run(command).splitlines()[-1])
     assert 0 < result["num_questions"] <= result["num_questions_read"]
 
 
 def test_serving(world):
-  serve, curl = (c.text for c in commands("docs/serving.md", FAST))
+  serve, curl = (c.text for c in commands("docs/serving.md"))
   script = (
     f"{serve} --port=0 > served.log & trap 'kill %1' EXIT\n"
     "until grep -q http served.log; do kill -0 %1; sleep 0.2; done\n"
