@@ -92,15 +92,11 @@ def _reused(run_dir: RunDir, store: PassageStore) -> Known:
 def _wait_for_config(run_dir: RunDir, *, timeout: float) -> ConfigDict:
   """What the trainer stored; the first host waits for it, and tells the others."""
 
-  def read() -> int:
-    found.append(run_dir.read_config(timeout=timeout))
-    return len(found)
-
-  found: list[dict] = []
   if is_first() and run_dir.files.read(run_dir.config) is None and timeout > 0:
     print(f"waiting for {run_dir.config}: realm train writes it", flush=True)
-  decided_by_first(read)
-  return stored_config(json.loads(tell_text(json.dumps(found))).pop())
+  decided_by_first(lambda: len(run_dir.read_config(timeout=timeout)))
+  found = run_dir.read_config() if is_first() else {}
+  return stored_config(json.loads(tell_text(json.dumps(found))))
 
 
 if __name__ == "__main__":

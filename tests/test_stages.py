@@ -9,6 +9,7 @@ import pytest
 
 from realm_jax.config import paper_config
 from realm_jax.index.snapshot import Snapshot
+from realm_jax.training import stages
 from realm_jax.training.stages import make_objective, make_stage
 from realm_jax.training.start import initial_params
 from tests.tiny_runs import D, tiny_config
@@ -76,11 +77,21 @@ def test_sizes_that_can_not_be_are_refused_before_anything_is_made(sample_store,
     make_stage(config, sample_store, sample_store.vocabulary())
 
 
-def test_the_beam_of_a_small_corpus_is_all_of_it(sample_store, tmp_path):
+def test_the_beam_of_a_small_corpus_is_all_of_it(sample_store, tmp_path, monkeypatch):
+  asked = []
+
+  def search(retriever, params, queries, index, num_passages, **options):
+    asked.append(num_passages)
+    raise InterruptedError  # the rest of the batch is not looked at here
+
+  monkeypatch.setattr(stages, "search", search)
   (tmp_path / "q.jsonl").write_text('{"question": "what?", "answer": ["the"]}\n')
   config = tiny_config("finetune", sample_store)
   config.update(questions=str(tmp_path / "q.jsonl"), num_passages=len(sample_store), beam_size=5000)
-  make_stage(config, sample_store, sample_store.vocabulary())
+  stage = make_stage(config, sample_store, sample_store.vocabulary())
+  with pytest.raises(InterruptedError):
+    stage.make_batch(stage.source.draw(np.arange(2)), {"retriever": None}, None)
+  assert asked == [len(sample_store)]
 
 
 @pytest.mark.parametrize("field", ["reads_null_passage", "reads_annotated_passages"])
