@@ -1,6 +1,6 @@
 """Measures what a reader gets from passages: python benchmarks/reading.py --retriever=runs/ict --reader=runs/mlm
 
-For masked sentences of the corpus and the passages that the retriever, BM25 and chance find: how often they hold the
+For masked sentences and the passages that the retriever, BM25 and chance find: how often they hold the
 masked words, and how much likelier they make them than the null passage does, in nats.
 """
 
@@ -12,8 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from realm_jax.config import make_reader, make_retriever, stored_config
+from realm_jax.data.mixing import masked_sentences
 from realm_jax.data.passages import PassageStore
-from realm_jax.data.queries import MaskedSentenceSource
 from realm_jax.index import snapshot as snapshots
 from realm_jax.index.bm25 import Bm25
 from realm_jax.index.params import restore_params
@@ -51,6 +51,7 @@ def main() -> None:
   parser.add_argument("--reader", required=True, help="a run with a reader")
   parser.add_argument("--num", type=int, default=512, help="sentences")
   parser.add_argument("--passages", type=int, default=3, help="read for each")
+  parser.add_argument("--mixture", default="", help="where the sentences come from, as config.mixture [the corpus]")
   flags = parser.parse_args()
   run_dir, reader_dir = RunDir(flags.retriever), RunDir(flags.reader)
   config, reader_config = stored_config(run_dir.read_config()), stored_config(reader_dir.read_config())
@@ -58,7 +59,8 @@ def main() -> None:
   vocabulary = store.vocabulary()
   num = flags.num // _BATCH * _BATCH
   settings = {"query_length": reader_config.query_length, "max_masks": reader_config.max_masks}
-  queries = MaskedSentenceSource(store, seed=_SEED, **settings).draw(np.arange(num))
+  sentences = masked_sentences(store, masking="salient_span", mixture=flags.mixture, seed=_SEED, **settings)
+  queries = sentences.draw(np.arange(num))
   snapshot = snapshots.load(run_dir, run_dir.snapshot_versions()[-1], store)
   retriever = make_retriever(config.model, len(vocabulary))
   k = flags.passages + 1  # one may be the sentence's own
