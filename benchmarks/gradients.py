@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import functools
 import math
-import sys
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
@@ -17,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import scipy.optimize
-from absl import flags
+from absl import app, flags, logging
 from jax.flatten_util import ravel_pytree
 from ml_collections import ConfigDict, config_flags
 
@@ -58,8 +57,12 @@ class Mean(NamedTuple):
     return float(self.mean @ self.mean - self.variance.sum())
 
   def noise_scale(self, batch_size: int) -> float:
-    """Examples of a batch whose gradient is as much noise as signal: B_simple of McCandlish et al. 2018, section 2."""
-    return batch_size * self.num * float(self.variance.sum()) / max(self.squared_norm(), 1e-30)
+    """Examples of a batch whose gradient is as much noise as signal: B_simple of McCandlish et al. 2018, section 2.
+
+    Infinite where no signal stands out of the noise of all batches together.
+    """
+    signal = self.squared_norm()
+    return batch_size * self.num * float(self.variance.sum()) / signal if signal > 0 else math.inf
 
 
 def mean_of(gradients: Iterable[jax.Array]) -> Mean:
@@ -126,18 +129,19 @@ def cosine(a: jax.Array, b: jax.Array) -> float:
   return float(a @ b / jnp.linalg.norm(a) / jnp.linalg.norm(b))
 
 
-def define_flags(values: flags.FlagValues) -> None:
-  config_flags.DEFINE_config_file("config", None, "Of pre-training; its corpus is the retriever's.", flag_values=values)
-  flags.DEFINE_string("retriever", None, "A run with an index.", required=True, flag_values=values)
-  flags.DEFINE_string("reader", None, "A run with a reader.", required=True, flag_values=values)
-  flags.DEFINE_string("questions", None, "A file of questions with answers.", required=True, flag_values=values)
-  flags.DEFINE_integer("num_batches", 48, "Of config.batch_size sentences each.", flag_values=values)
+def define_flags() -> None:
+  config_flags.DEFINE_config_file("config", None, "Of pre-training; its corpus is the retriever's.")
+  flags.DEFINE_string("retriever", None, "A run with an index.", required=True)
+  flags.DEFINE_string("reader", None, "A run with a reader.", required=True)
+  flags.DEFINE_string("questions", None, "A file of questions with answers.", required=True)
+  flags.DEFINE_integer("num_batches", 48, "Of config.batch_size sentences each.", 2)
 
 
-def main() -> None:
-  values = flags.FlagValues()
-  define_flags(values)
-  values(sys.argv)
+def main(argv: list[str]) -> None:
+  values = flags.FLAGS
+  if len(argv) > 1 or values.config is None:
+    raise app.UsageError("give --config=FILE.py and the other flags, and nothing else")
+  logging.set_verbosity(logging.ERROR)  # Orbax tells of each file that it reads
   config, run_dir = values.config, RunDir(values.retriever)
   config.corpus = stored_config(run_dir.read_config()).corpus
   store = PassageStore(config.corpus)
@@ -172,4 +176,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-  main()
+  define_flags()
+  app.run(main)

@@ -1,7 +1,7 @@
 """Open-QA from MiniLM (6 layers, 384 wide): --config=configs/openqa.py:NAME, run by launch/openqa_results.sh.
 
 Expected: 7.4 % exact match on NaturalQuestions' development questions after reader, 8.5 % after finetune, with recall@5
-of 31.0 and 30.2 % (docs/results.md). Cost of all three: an hour of 2 CPU cores.
+of 31.0 and 30.2 % (docs/results.md). Cost of all three: 54 minutes of 2 CPU cores.
 
 NAME is before (one step that changes nothing, for the weights as they come), reader (MiniLM becomes a reader, of
 passages that its sentence encoder finds) or finetune (the query tower and the reader together).

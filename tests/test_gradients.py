@@ -25,6 +25,10 @@ def test_signal_and_noise_by_hand():
   np.testing.assert_allclose(first.noise_scale(16), 16 * 2 / 3)
 
 
+def test_no_signal_is_an_infinite_noise_scale():
+  assert gradients.mean_of(map(jnp.array, ([1.0], [-1.0]))).noise_scale(16) == np.inf
+
+
 def test_the_noise_scale_of_planted_gradients():
   # Batches of 16 examples whose gradients have the mean 1 and the deviation 8 in each of 1,000 components.
   rng = np.random.default_rng(0)
