@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Makes the open-QA numbers of docs/results.md: a retriever that starts from MiniLM beside BM25, over 30,000 passages of
-# Wikipedia, both read by the same reader, which starts from MiniLM too. About three hours of one CPU core. What is done
+# Wikipedia, both read by the same reader, which starts from MiniLM too. About two hours of CPU time. What is done
 # is not done again. Needs
 #   ARTICLES   articles, jsonl(.xz) with id, title and text
 #   MINILM     the directory of all-MiniLM-L6-v2, with config.json, model.safetensors and vocab.txt
