@@ -1,7 +1,7 @@
 """Builds a passage store from raw text, or describes one.
 
   realm build_corpus --input=articles.jsonl --output=corpora/mine
-  realm build_corpus --input=notes --output=corpora/notes --vocab=realm-tiny
+  realm build_corpus --input=notes --output=corpora/notes --vocab=realm-tiny --passage_length=176
   realm build_corpus --input='enwiki-*-pages-articles*.xml-p*.bz2' --output=corpora/wikipedia --workers=16
   realm build_corpus --input=tfds:wikipedia/20230601.en --output=corpora/wikipedia \\
     --runner=DataflowRunner --shards_dir=gs://mine/shards -- --project=mine --region=us-central1 --temp_location=gs://mine/tmp

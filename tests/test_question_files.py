@@ -54,7 +54,7 @@ def test_a_byte_order_mark_is_no_text(tmp_path):
     (b'{"answer": ["x"]}', "no text as question"),
     (b'{"question": " ", "answer": ["x"]}', "no text as question"),
     (b'{"question": 1, "answer": ["x"]}', "no text as question"),
-    (b'{"question": "who?"}', "answers that are no text"),
+    (b'{"question": "who?"}', "no answer"),
     (b'{"question": "who?", "answer": []}', "no answer"),
     (b'{"question": "who?", "answer": " "}', "no answer"),
     (b'{"question": "who?", "answer": ["x", " "]}', "an empty answer"),

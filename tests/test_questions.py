@@ -25,8 +25,7 @@ def test_faults_are_counted_and_named(tmp_path):
   questions, _, skipped = read_questions(write(tmp_path / "x.jsonl", bad + LINES))
   assert questions == QUESTIONS
   assert skipped == (
-    "2 with answers that are no text (lines 1, 5); 1 with no valid JSON (line 2); 1 with no text as question (line 3); "
-    "1 with no answer (line 4)"
+    "3 with no answer (lines 1, 4, 5); 1 with no valid JSON (line 2); 1 with no text as question (line 3)"
   )
 
 

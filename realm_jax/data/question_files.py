@@ -164,6 +164,8 @@ def checked(question: Any, answers: Any) -> tuple[str, tuple[str, ...]]:
   """Question and answers without the space around them; raises Fault with the reason where one is missing."""
   if not isinstance(question, str) or not question.strip():
     raise Fault("no text as question")
+  if answers is None:
+    raise Fault("no answer")
   answers = [answers] if isinstance(answers, str) else answers
   if not isinstance(answers, list | tuple) or not all(isinstance(a, str) for a in answers):
     raise Fault("answers that are no text")
