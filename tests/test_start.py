@@ -10,6 +10,7 @@ from realm_jax.config import paper_config
 from realm_jax.data.vocabulary import SPECIAL_TOKENS, Vocabulary
 from realm_jax.index.run_dir import RunDir
 from realm_jax.training.checkpoint import Checkpoints
+from realm_jax.training.loop import check_run_dir
 from realm_jax.training.start import abstract_params, initial_params
 from realm_jax.training.step import TrainState
 from realm_jax.weights.source import read_weights
@@ -275,3 +276,11 @@ def test_refuses_what_is_no_start(tmp_path):
   config.init = str(tmp_path)
   with pytest.raises(ValueError, match=r"^.* holds no weights: neither a run's"):
     initial_params(config, VOCABULARY)
+
+
+def test_a_run_of_another_stage_is_refused_by_its_stage(tmp_path):
+  run_dir = RunDir(tmp_path / "run")
+  run_dir.write_config(paper_config("pretrain").to_dict())
+  message = r"belongs to a run with stage='pretrain', now it is 'finetune' \(and \d+ more fields differ\); use the same"
+  with pytest.raises(ValueError, match=message):
+    check_run_dir(paper_config("finetune"), run_dir)

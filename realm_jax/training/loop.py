@@ -167,7 +167,7 @@ def check_run_dir(config: ConfigDict, run_dir: RunDir) -> None:
   stored, now = flat_fields(stored_config(run_dir.read_config()).to_dict()), flat_fields(config.to_dict())
   different = [k for k in sorted(stored | now) if stored.get(k) != now.get(k) and k not in _FREE_FIELDS]
   if different:
-    k = different[0]
+    k = "stage" if "stage" in different else different[0]  # which all others follow from
     raise ValueError(
       f"{run_dir.path} belongs to a run with {k}={stored.get(k)!r}, now it is {now.get(k)!r}"
       f"{f' (and {len(different) - 1} more fields differ)' if len(different) > 1 else ''}; "
