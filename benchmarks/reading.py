@@ -1,7 +1,7 @@
 """Measures what a reader gets from passages: python benchmarks/reading.py --retriever=runs/ict --reader=runs/mlm
 
-For masked sentences and the passages that the retriever, BM25 and chance find: how often they hold the
-masked words, and how much likelier they make them than the null passage does, in nats.
+For masked sentences and the passages that the retriever, BM25 and chance find: how often they hold the masked words,
+and how much likelier they make them than the null passage does, in nats.
 """
 
 import argparse
