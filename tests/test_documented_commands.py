@@ -286,7 +286,7 @@ def test_serving(world):
   serve, curl = (c.text for c in commands("docs/serving.md"))
   script = (
     f"{serve} --port=0 > served.log & trap 'kill %1' EXIT\n"
-    "until grep -q http served.log; do kill -0 %1; sleep 0.2; done\n"
+    "until grep -qs http served.log; do kill -0 %1; sleep 0.2; done\n"
     "address=$(grep -o 'http://[^/]*' served.log)\n"
   )
   out = shell(script + curl.replace("http://127.0.0.1:8080", "$address"), world)
