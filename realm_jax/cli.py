@@ -113,8 +113,8 @@ def _run(arguments: Sequence[str]) -> int:
       raise
     print(f"realm {name}: {error}\n(REALM_DEBUG=1 shows where)", file=sys.stderr)
     return getattr(error, "exit_status", 1)
-  except KeyboardInterrupt:
-    print(f"\nrealm {name}: stopped", file=sys.stderr)
+  except KeyboardInterrupt as error:
+    print(f"\nrealm {name}: stopped{f': {error}' if error.args else ''}", file=sys.stderr)
     return 130
   return 0
 

@@ -18,10 +18,9 @@ import uuid
 import ml_dtypes
 import numpy as np
 from absl import flags
-from ml_collections import ConfigDict
 
 from realm_jax import cli
-from realm_jax.config import paper_config, stored_config
+from realm_jax.config import stored_config
 from realm_jax.data.passages import PassageStore
 from realm_jax.index import snapshot as snapshots
 from realm_jax.index.digest import tree_digest
@@ -35,10 +34,9 @@ from realm_jax.weights.compact import compact
 from realm_jax.weights.contents import Embeddings, Weights, from_tree, with_shared_towers
 from realm_jax.weights.hf_export import write_hf
 from realm_jax.weights.recognition import BLOCK_EMB
+from realm_jax.weights.run_config import run_config
 from realm_jax.weights.source import merge, read_weights
-from realm_jax.weights.tensors import WeightsError
 
-_STAGES = ("ict", "pretrain", "finetune")  # each holds what the one before it does
 # Fields of the config on how passages are read.
 _READING = ("joint_length", "num_passages", "num_inference_passages", "reads_null_passage")
 _ROWS = 1 << 16  # passages' embeddings read at once
@@ -130,7 +128,7 @@ def _without_foreign_index(weights: Weights, store: PassageStore) -> Weights:
 
 def _write_run(run_dir: RunDir, weights: Weights, store: PassageStore, output: str) -> str:
   """A run whose training took place elsewhere; returns what it is. It will be moved to `output`."""
-  config = _config(weights, store)
+  config = run_config(weights, store)
   params = weights.tree()
   run_dir.write_config(config.to_dict())
   checkpoints = Checkpoints(run_dir, keep=1)
@@ -149,40 +147,6 @@ def _write_run(run_dir: RunDir, weights: Weights, store: PassageStore, output: s
     emb_ND[begin : begin + _ROWS] = weights.block_emb.read(slice(begin, begin + _ROWS))
   snapshots.publish(run_dir, emb_ND, store, params_step=0, params_digest=tree_digest(tower_params))
   return f"a run of the stage {config.stage} with an index, whose row i is taken for passage i of the corpus"
-
-
-def _config(weights: Weights, store: PassageStore) -> ConfigDict:
-  """The config of such a run: the source's sizes, the corpus, and the paper's settings for the rest."""
-  model = weights.complete_model()
-  if names.QUERY_TOWER not in weights.parts:
-    raise WeightsError(
-      f"{weights.where} has no retriever, and without one there is no run; add --input=...,RETRIEVER, or train one: "
-      "realm train --config.init=..."
-    )
-  vocabulary = store.vocabulary()
-  is_same = weights.vocabulary is None or weights.vocabulary.digest == vocabulary.digest
-  if not is_same or model["vocab_size"] != len(vocabulary):
-    raise WeightsError(
-      f"the corpus {store.path} has another vocabulary ({len(vocabulary)} wordpieces) than {weights.where} "
-      f"({model['vocab_size']}); build the corpus with the model's: realm build_corpus --vocab=DIR"
-    )
-  if store.passage_length > model["max_length"]:
-    raise WeightsError(
-      f"the passages of {store.path} have up to {store.passage_length} tokens, {weights.where} reads at most "
-      f"{model['max_length']}; build the corpus with a smaller --passage_length"
-    )
-  reader = weights.parts.get(names.READER, ())
-  found = "finetune" if names.SPAN_HEAD in reader else "pretrain" if names.MASKED_WORD_HEAD in reader else "ict"
-  # A run of mlm has no retriever, so that one was added to what it has.
-  trained = {"": found, "mlm": "pretrain"}.get(weights.stage, weights.stage)
-  config = paper_config(min(trained, found, key=_STAGES.index))
-  config.model.update({field: value for field, value in model.items() if field in config.model})
-  config.model.towers_are_shared = names.PASSAGE_TOWER not in weights.parts
-  config.update(weights.reading)
-  config.corpus, config.init, config.num_steps = str(store.path.resolve()), weights.where, 0
-  config.query_length = min(config.query_length, model["max_length"])
-  config.joint_length = min(config.joint_length, model["max_length"])
-  return config
 
 
 def _describe(weights: Weights) -> list[str]:

@@ -15,7 +15,7 @@
   print(answer.text, answer.probability, answer.marked())
 
 What they write is a run directory as any other, for  realm ask, evaluate, inspect  and OpenQA.load. Called again with
-the same, finetune goes on where it was stopped.
+the same, both go on where they were stopped, and return what is there.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from __future__ import annotations
 import json
 import reprlib
 import sys
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 from etils import epath
 from ml_collections import ConfigDict
@@ -35,6 +35,7 @@ from realm_jax.data.answers import has_words, matchable
 from realm_jax.data.build import build_passages
 from realm_jax.data.passages import PassageStore
 from realm_jax.data.spans import make_tagger
+from realm_jax.data.vocabulary import Vocabulary
 from realm_jax.index.digest import tree_digest
 from realm_jax.index.embed import embed_passages
 from realm_jax.index.params import restore_params
@@ -43,41 +44,57 @@ from realm_jax.index.snapshot import publish
 from realm_jax.model.retriever import passage_tower_params
 from realm_jax.serving.open_qa import OpenQA
 from realm_jax.training.checkpoint import Checkpoints
-from realm_jax.training.loop import train
+from realm_jax.training.loop import check_run_dir, train
+from realm_jax.weights.run_config import run_config
+from realm_jax.weights.source import read_weights
 
 Document = tuple[str, str] | Mapping[str, str]  # (title, text), or {"title", "text"} and perhaps "id"
 
 
+class _Model(NamedTuple):
+  """What the two calls start from."""
+
+  step: int
+  params: dict[str, Any]
+  config: Callable[[PassageStore], ConfigDict]  # of a run over other passages
+  vocabulary: Vocabulary
+  passage_length: int
+
+
 def open_qa(model: str, documents: Iterable[Document], *, workdir: str) -> OpenQA:
-  """A fine-tuned run's model over other documents: the passages are embedded anew, nothing is trained.
+  """A fine-tuned model over other documents: the passages are embedded anew, nothing is trained.
+
+  A call that was stopped goes on when it is made again with the same arguments; one that is done returns what it made.
 
   Args:
-    model: a fine-tuned run directory, of which the newest checkpoint is taken.
+    model: a fine-tuned run directory, of which the newest checkpoint is taken; or weights, as --config.init takes them:
+      "realm-tiny" is the small model that comes with this package.
     documents: titles and texts, as pairs or as {"title": ..., "text": ...}, also with "id" (else their number); long
       texts become several passages.
-    workdir: a run directory to write, with the corpus in it.
+    workdir: a run directory to write, with the corpus in it, or one that this call has begun.
 
   Raises:
-    FileExistsError: workdir holds a run, or a corpus of other documents.
+    FileExistsError: workdir holds another run, or one of other documents or of another model.
     FileNotFoundError: the model has no checkpoint, or its corpus, whose vocabulary is taken, is gone.
-    ValueError: there is no document with text, or one of another form.
+    ValueError: there is no document with text, or one of another form; or weights can't be read.
   """
-  source, run_dir = RunDir(model), RunDir(workdir)
-  config = stored_config(source.read_config())
-  step, params = restore_params(source)
-  if run_dir.config.exists():
-    raise FileExistsError(_in_use(workdir))
-  store = _own_corpus(run_dir, documents, PassageStore(config.corpus))
-  config.corpus = str(store.path)
-  tower_params = passage_tower_params(params["retriever"])
-  tower, vocabulary = make_tower(config.model, store.description["vocabulary_size"]), store.vocabulary()
-  emb_ND = embed_passages(tower, tower_params, store, vocabulary, batch_size=config.index.batch_size)
+  source, run_dir = _read_model(model, workdir), RunDir(workdir)
+  store = _own_corpus(run_dir, documents, source)
+  config, step, params = source.config(store), source.step, source.params
+  check_run_dir(config, run_dir)
   run_dir.write_config(config.to_dict())
-  checkpoints = Checkpoints(run_dir, keep=1)
-  checkpoints.save_params(step, params)
-  checkpoints.close()
-  publish(run_dir, emb_ND, store, params_step=step, params_digest=tree_digest(tower_params))
-  run_dir.files.replace(run_dir.done, "done\n")
+  if not run_dir.checkpoint_steps():
+    checkpoints = Checkpoints(run_dir, keep=1)
+    checkpoints.save_params(step, params)
+    checkpoints.close()
+  elif tree_digest(restore_params(run_dir)[1]) != tree_digest(params):
+    raise FileExistsError(f"{workdir} was made of other parameters than {model} has now; choose another workdir")
+  if not run_dir.is_done():
+    tower_params = passage_tower_params(params["retriever"])
+    tower, vocabulary = make_tower(config.model, store.description["vocabulary_size"]), store.vocabulary()
+    emb_ND = embed_passages(tower, tower_params, store, vocabulary, batch_size=config.index.batch_size)
+    publish(run_dir, emb_ND, store, params_step=step, params_digest=tree_digest(tower_params))
+    run_dir.files.replace(run_dir.done, "done\n")
   return OpenQA.load(workdir)
 
 
@@ -95,7 +112,8 @@ def finetune(
   number of steps may be another. A call that is done returns what it made.
 
   Args:
-    model: a run directory of any stage with a retriever; the newest checkpoint is taken.
+    model: a run directory of any stage with a retriever, of which the newest checkpoint is taken; or weights, as for
+      `open_qa`.
     documents: as for `open_qa`.
     questions: questions, each with one answer, which is to be found verbatim in the documents.
     workdir: a run directory to write, or one that this call has begun.
@@ -108,10 +126,9 @@ def finetune(
     ValueError: there is no document or no question, or one of another form; no answer stands in the documents; a
       setting that the config doesn't have; or workdir's run has other settings.
   """
-  source, run_dir = stored_config(RunDir(model).read_config()), RunDir(workdir)
-  if run_dir.config.exists() and not (run_dir.path / "documents.jsonl").exists():
-    raise FileExistsError(_in_use(workdir))
-  store = _own_corpus(run_dir, documents, PassageStore(source.corpus))
+  model_read, run_dir = _read_model(model, workdir), RunDir(workdir)
+  store = _own_corpus(run_dir, documents, model_read)
+  source = model_read.config(store)
   pairs = [_pair(question, "questions", i, "question", "answer") for i, question in enumerate(questions)]
   lines = ({"question": question, "answer": [answer]} for question, answer in pairs)
   _write_lines(run_dir, "questions.jsonl", lines, is_used=run_dir.config.exists())
@@ -129,6 +146,35 @@ def finetune(
   _check_answers([answer for _, answer in pairs], store, may_lack=config.reads_null_passage)
   train(config, run_dir)
   return OpenQA.load(workdir)
+
+
+def _read_model(model: str, workdir: str) -> _Model:
+  """A run's newest checkpoint, or weights; before it takes its time, whether workdir is one of this module's."""
+  if RunDir(workdir).config.exists() and not (RunDir(workdir).path / "documents.jsonl").exists():
+    raise FileExistsError(f"{workdir} is in use; open what is there with OpenQA.load, or choose another workdir")
+  run_dir = RunDir(model)
+  if run_dir.config.exists():
+    config = stored_config(run_dir.read_config())
+    step, params = restore_params(run_dir)
+    like = PassageStore(config.corpus)
+
+    def over(store: PassageStore) -> ConfigDict:
+      config.corpus = str(store.path)
+      return config
+
+    return _Model(step, params, over, like.vocabulary(), like.passage_length)
+  weights = read_weights(model)
+  if weights.vocabulary is None:
+    raise ValueError(f"{model} has no vocabulary; put its vocab.txt there, so that the documents can be read with it")
+  reading = paper_config("finetune").to_dict() | weights.reading
+  joint_length = min(reading["joint_length"], weights.complete_model()["max_length"])
+  return _Model(
+    0,
+    weights.tree(),
+    lambda store: run_config(weights, store),
+    weights.vocabulary,
+    joint_length - reading["query_length"],  # so that the reader sees the whole of a passage
+  )
 
 
 def _set(config: ConfigDict, settings: Mapping[str, Any]) -> None:
@@ -180,14 +226,14 @@ def _check_answers(answers: Sequence[str], store: PassageStore, *, may_lack: boo
     )
 
 
-def _own_corpus(run_dir: RunDir, documents: Iterable[Document], like: PassageStore) -> PassageStore:
-  """A corpus of the documents below the run, with the vocabulary and passage length of another; made once."""
+def _own_corpus(run_dir: RunDir, documents: Iterable[Document], model: _Model) -> PassageStore:
+  """A corpus of the documents below the run, with the model's vocabulary and passage length; made once."""
   path = run_dir.path / "corpus"
   lines = (_article(document, i) for i, document in enumerate(documents))
   articles = _write_lines(run_dir, "documents.jsonl", lines, is_used=path.exists())
   if not path.exists():
     build_passages(
-      str(articles), path, vocabulary=like.vocabulary(), passage_length=like.passage_length,
+      str(articles), path, vocabulary=model.vocabulary, passage_length=model.passage_length,
       tagger=make_tagger("rules"),
     )  # fmt: skip
   return PassageStore(path)
@@ -208,7 +254,3 @@ def _write_lines(run_dir: RunDir, name: str, lines: Iterable[Mapping[str, Any]],
   elif run_dir.files.read(path) != text.encode():
     raise FileExistsError(f"{path} holds others than those given; give the same ones to go on, or another workdir")
   return path
-
-
-def _in_use(workdir: str) -> str:
-  return f"{workdir} is in use; open what is there with OpenQA.load, or choose another workdir"

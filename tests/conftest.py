@@ -1,6 +1,7 @@
 """Fixtures that several tests share: a small corpus of sample passages, the command line, exact products."""
 
 import os
+import signal
 
 # Tests compile many small programs and run each once. Before JAX is imported, which reads it then.
 os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true")
@@ -56,3 +57,11 @@ def exact_products():
   """Float32 products on any device, for comparisons with NumPy."""
   with jax.default_matmul_precision("highest"):
     yield
+
+
+@pytest.fixture
+def ctrl_c():
+  """Ctrl-C as in a terminal, here and in processes that are started: what a shell runs in its background ignores it."""
+  previous = signal.signal(signal.SIGINT, signal.default_int_handler)
+  yield
+  signal.signal(signal.SIGINT, previous)

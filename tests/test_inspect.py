@@ -15,9 +15,16 @@ from realm_jax.serving.open_qa import OpenQA
 from realm_jax.serving.run_report import describe, read_report
 
 
+def write_stale_run(path, store):
+  """A run whose passage tower is trained too, so that its snapshots grow stale."""
+  run_dir = write_run(path, store)
+  run_dir.write_config(run_dir.read_config() | {"trains_passage_tower": True})
+  return run_dir
+
+
 @pytest.fixture(scope="module")
 def finished(sample_store, tmp_path_factory):
-  return write_run(tmp_path_factory.mktemp("inspect") / "run", sample_store)
+  return write_stale_run(tmp_path_factory.mktemp("inspect") / "run", sample_store)
 
 
 @pytest.fixture
@@ -70,6 +77,11 @@ def test_the_verb_prints_it_for_people_or_as_json(realm, finished):
   assert lines[4].startswith("  1: committed, ")
   assert lines[4].endswith(", exact, parameters of step 10, 10 steps old, adopted by checkpoint 10")
   assert lines[-2:] == ["adopted: 1 from step 10, 2 from step 20", "metrics: step 20, loss 1.25, index_age 0"]
+
+
+def test_an_index_of_a_tower_that_is_not_trained_is_never_stale(copied):
+  copied.write_config(copied.read_config() | {"trains_passage_tower": False})
+  assert [(s["params_step"], s["age"]) for s in read_report(copied)["snapshots"]] == [(10, 0), (20, 0)]
 
 
 def test_what_is_missing_comes_with_its_command(copied):
@@ -199,7 +211,7 @@ def test_a_run_in_a_bucket(finished, sample_store, monkeypatch):
   with serve("bucket") as server:
     for name, value in server.environment.items():
       monkeypatch.setenv(name, value)
-    run_dir = write_run("gs://bucket/run", sample_store)
+    run_dir = write_stale_run("gs://bucket/run", sample_store)
     report, on_disk = read_report(run_dir), read_report(finished)
     total = sum(len(server.buckets["bucket"][name].content) for name in server.names("bucket", "run/"))
   assert (report["path"], report["num_bytes"]) == ("gs://bucket/run", total)

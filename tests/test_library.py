@@ -3,6 +3,7 @@
 import json
 import re
 
+import jax
 import pytest
 from tiny_runs import write_run
 
@@ -13,6 +14,7 @@ from realm_jax.index.digest import tree_digest
 from realm_jax.index.params import restore_params
 from realm_jax.index.run_dir import RunDir
 from realm_jax.serving.open_qa import OpenQA
+from realm_jax.weights.source import read_weights
 
 LEARNS = '{"num_steps": 25, "batch_size": 2, "optimizer.learning_rate": 5e-3}'
 DOCUMENTS = [("Radium", "Marie and Pierre Curie discovered radium in 1898."), ("Neon", "Ramsay found neon.")]
@@ -86,6 +88,45 @@ def test_both_towers_are_trained_with_the_null_passage_and_a_refreshed_index(run
 def test_a_workdir_is_not_written_twice(runs):
   with pytest.raises(FileExistsError, match="runs/pretrain is in use; open what is there with OpenQA.load, or choose"):
     library.open_qa("runs/finetune", DOCUMENTS, workdir="runs/pretrain")
+
+
+def test_what_was_begun_is_made_once(runs, monkeypatch):
+  first = library.open_qa("runs/finetune", DOCUMENTS, workdir="runs/again")
+  answers = first.answer(["Who found neon?"])
+  (RunDir("runs/again").done).unlink()  # as if it had been stopped before its index was there
+  assert library.open_qa("runs/finetune", DOCUMENTS, workdir="runs/again").answer(["Who found neon?"]) == answers
+  monkeypatch.setattr(library, "embed_passages", None)
+  assert library.open_qa("runs/finetune", DOCUMENTS, workdir="runs/again").answer(["Who found neon?"]) == answers
+  assert RunDir("runs/again").snapshot_versions() == [1]
+  with pytest.raises(FileExistsError, match="holds others than those given; give the same ones to go on, or another"):
+    library.open_qa("runs/finetune", DOCUMENTS[:1], workdir="runs/again")
+  monkeypatch.setattr(library, "restore_params", lambda run_dir: other_params(restore_params(run_dir), run_dir))
+  with pytest.raises(FileExistsError, match="runs/again was made of other parameters than runs/finetune has now"):
+    library.open_qa("runs/finetune", DOCUMENTS, workdir="runs/again")
+
+
+def other_params(restored, run_dir):
+  """As if the run that is started from had been trained on."""
+  step, params = restored
+  return (step, jax.tree.map(lambda x: x + 1, params)) if run_dir.path.name == "finetune" else restored
+
+
+def test_the_model_that_comes_with_the_package_reads_documents(tmp_path):
+  documents = [("Radium", "Marie Curie discovered radium in 1898. " * 40), ("Neon", "William Ramsay found neon.")]
+  open_qa = library.open_qa("realm-tiny", documents, workdir=str(tmp_path / "mine"))
+  assert open_qa.store.passage_length == 176 and open_qa.config.joint_length == 240
+  assert len(open_qa.store) > 2 and open_qa.vocabulary.digest == read_weights("realm-tiny").vocabulary.digest
+  assert open_qa.answer(["Who found neon?"])[0].text == "William Ramsay"
+  assert OpenQA.load(tmp_path / "mine").answer(["Who found neon?"]) == open_qa.answer(["Who found neon?"])
+  settings = {"num_steps": 1, "batch_size": 1}
+  taught = library.finetune(
+    "realm-tiny",
+    documents,
+    [("Who found neon?", "William Ramsay")],
+    workdir=str(tmp_path / "taught"),
+    settings=settings,
+  )
+  assert taught.step == 1 and taught.config.model.hidden_size == 128
 
 
 QUESTIONS = [("Who discovered radium?", "Marie and Pierre Curie"), ("Who found neon?", "Ramsay")]

@@ -30,6 +30,15 @@ def test_a_checkpoint_comes_with_its_index(run):
     assert (open_qa.step, open_qa.snapshot.params_step) == (step, step)
 
 
+def test_loading_says_what_the_reader_can_not_see(run, tmp_path, capsys):
+  OpenQA.load(run.path)
+  assert capsys.readouterr().err == ""
+  run = RunDir(shutil.copytree(run.path, tmp_path / "run"))
+  run.write_config(run.read_config() | {"joint_length": 64, "query_length": 32})
+  OpenQA.load(run.path)
+  assert "the 31 wordpieces that the reader sees of them" in capsys.readouterr().err
+
+
 def test_the_best_checkpoint_is_that_of_best_json(run):
   with pytest.raises(
     FileNotFoundError, match=r"^no .*best.json; choose .* realm evaluate --every_checkpoint --workdir="

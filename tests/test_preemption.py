@@ -1,4 +1,4 @@
-"""SIGTERM while a run waits for an index: it ends at once, with the status of a run that is to be started again."""
+"""SIGTERM and Ctrl-C: while a run waits for an index it ends at once, with the status of one to be started again."""
 
 import os
 import signal
@@ -18,6 +18,7 @@ from realm_jax.index.hosts import Preempted, decided_by_first
 from realm_jax.index.run_dir import RunDir
 from realm_jax.training import loop
 from realm_jax.training.checkpoint import Restored
+from realm_jax.training.preemption import Preemption
 
 
 def test_in_its_first_wait_a_run_has_nothing_to_save(sample_store, tmp_path, monkeypatch):
@@ -44,6 +45,30 @@ def test_in_its_first_wait_a_run_has_nothing_to_save(sample_store, tmp_path, mon
   assert time.monotonic() - started < 60 < config.index.timeout
   assert run_dir.checkpoint_steps() == [] and not run_dir.is_done()
   assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+
+
+def test_a_second_ctrl_c_ends_at_once(ctrl_c, capfd):
+  with Preemption() as preemption:
+    assert not preemption.is_due()
+    os.kill(os.getpid(), signal.SIGINT)
+    assert preemption.is_due()
+    assert "Ctrl-C: the run is saved after this step; once more ends it at once" in capfd.readouterr().err
+    with pytest.raises(KeyboardInterrupt):
+      os.kill(os.getpid(), signal.SIGINT)
+      time.sleep(10)
+    with pytest.raises(KeyboardInterrupt, match="^saved$"):
+      preemption.end("saved")
+  assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_ctrl_c_that_a_shell_ignores_stays_ignored():
+  handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
+  try:
+    with Preemption() as preemption:
+      os.kill(os.getpid(), signal.SIGINT)
+      assert not preemption.is_due()
+  finally:
+    signal.signal(signal.SIGINT, handler)
 
 
 @pytest.fixture(params=[0, 1])

@@ -260,6 +260,22 @@ def test_what_is_cut_off_holds_no_answer(store, vocabulary):
     assert batch.beam_has_answer_BR.all()  # the retriever's rule looks at the whole passage
 
 
+def test_what_the_reader_can_not_see_is_counted(store, vocabulary):
+  assert store.body_length_N.tolist() == [14, 17, 7]
+  source = QuestionSource([Question("cat " * 20, ())], vocabulary, seed=0, query_length=6, max_masks=1)
+  last = []
+  for joint_length, num_cut in ((24, 0), (23, 1), (20, 2)):
+    assembler = BatchAssembler(store, vocabulary, joint_length=joint_length)
+    said = assembler.what_is_cut(6)
+    assert said.startswith(f"{num_cut} of 3 passages of {store.path} have more than the {joint_length - 7} words") or (
+      num_cut == 0 and said == ""
+    )
+    assert num_cut == 0 or f"build the corpus with --passage_length={joint_length - 4}, or" in said
+    joint_BKJ = assembler.joint_input(source.rows(np.array([0])), np.array([[0, 1, 2]]))
+    last.append(((joint_BKJ.segment_id == 1) & (joint_BKJ.token_id != vocabulary.sep_id)).sum(-1)[0].tolist())
+  assert last == [[14, 17, 7], [14, 16, 7], [13, 13, 7]]
+
+
 def test_masked_batch_reads_null_and_chosen_passages(store, vocabulary):
   source = MaskedSentenceSource(store, seed=0, query_length=12, max_masks=3)
   queries = source.draw(np.arange(2))

@@ -77,6 +77,19 @@ def test_sizes_that_can_not_be_are_refused_before_anything_is_made(sample_store,
     make_stage(config, sample_store, sample_store.vocabulary())
 
 
+@pytest.mark.parametrize(("stage", "is_said"), [("ict", False), ("mlm", True), ("pretrain", True), ("finetune", True)])
+def test_passages_that_are_too_long_for_the_reader_are_counted(sample_store, tmp_path, capsys, stage, is_said):
+  (tmp_path / "q.jsonl").write_text('{"question": "what?", "answer": ["the"]}\n')
+  config = tiny_config(stage, sample_store)
+  config.update(query_length=32, joint_length=96)
+  if stage == "finetune":
+    config.questions = str(tmp_path / "q.jsonl")
+  make_stage(config, sample_store, sample_store.vocabulary())
+  num_cut = int((sample_store.body_length_N > 63).sum())
+  said = f"{num_cut} of 40 passages of {sample_store.path} have more than the 63 wordpieces that the reader sees"
+  assert num_cut > 0 and (said in capsys.readouterr().err) == is_said
+
+
 def test_the_beam_of_a_small_corpus_is_all_of_it(sample_store, tmp_path, monkeypatch):
   asked = []
 

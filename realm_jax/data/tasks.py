@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Mapping
 
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # before the import: TensorFlow greets with pages of warnings
+if os.environ.get("TF_CPP_MIN_LOG_LEVEL", "1") == "1":  # JAX sets 1, at which TensorFlow tells of each GPU it lacks
+  os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"  # before the import
 
 import numpy as np
 import seqio

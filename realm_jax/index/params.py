@@ -50,7 +50,8 @@ def restore_params(run_dir: RunDir, step: int | None = None) -> tuple[int, Any]:
 
 def _read(checkpoint: epath.Path) -> Any:
   with checkpointer_of(ocp.PyTreeCheckpointHandler) as checkpointer:
-    tree = checkpointer.metadata(checkpoint / "state").item_metadata.tree["params"]
+    # The checkpointer itself would look for more, and warn that it is not there.
+    tree = checkpointer.handler.metadata(checkpoint / "state").tree["params"]
     item = {"params": jax.tree.map(lambda _: 0, tree)}
     params = checkpointer.restore(
       checkpoint / "state",

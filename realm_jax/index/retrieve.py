@@ -74,6 +74,19 @@ class BatchAssembler:
     self._store, self._vocabulary, self._joint_length = store, vocabulary, joint_length
     self._finder = AnswerFinder(store, vocabulary)
 
+  def what_is_cut(self, query_length: int) -> str:
+    """Says how many passages have an end that the reader doesn't see beside a query of that length; "" if none has."""
+    room = self._joint_length - query_length - 1  # with [CLS] and [SEP] of the query, but without the last [SEP]
+    num_cut = int((self._store.body_length_N > room).sum())
+    if num_cut == 0:
+      return ""
+    return (
+      f"{num_cut:,} of {len(self._store):,} passages of {self._store.path} have more than the {room} wordpieces that "
+      f"the reader sees of them beside the longest query (joint_length={self._joint_length}, query_length="
+      f"{query_length}): answers behind these can't be read; build the corpus with --passage_length={room + 3}, or "
+      "train with a larger joint_length"
+    )
+
   def ict_batch(self, queries: QueryBatch) -> IctBatch:
     """Each query's own passage, without its sentence where that is to be removed (section 1.10), then its negatives."""
     title = self._store.title_tokens(queries.passage_id_B)

@@ -93,7 +93,7 @@ class OpenQA:
   def load(cls, workdir, checkpoint: str | None = None, *, beside_others: bool = False) -> OpenQA:
     """Loads a checkpoint of a run and the newest snapshot that its passage tower made.
 
-    A damaged snapshot is left out, with a line on stderr.
+    A damaged snapshot is left out, with a line on stderr; another one says if passages are too long for the reader.
 
     Args:
       checkpoint: a step; "best", as realm evaluate --every_checkpoint found it; None: the newest.
@@ -110,7 +110,10 @@ class OpenQA:
     store = PassageStore(config.corpus)
     step, params = restore_params(run_dir, _step_of(run_dir, checkpoint))
     snapshot = _snapshot_of(run_dir, step, params, config, store, beside_others=beside_others)
-    return cls(config, store, store.vocabulary(), params, snapshot, step, _published(run_dir, snapshot.version))
+    reader = cls(config, store, store.vocabulary(), params, snapshot, step, _published(run_dir, snapshot.version))
+    if reader.can_read and not beside_others and (cut := reader.assembler.what_is_cut(config.query_length)):
+      print(cut, file=sys.stderr)
+    return reader
 
   @property
   def can_read(self) -> bool:

@@ -27,6 +27,7 @@ def read_report(run_dir: RunDir) -> dict[str, Any]:
   journal = read_journal(run_dir)
   last_metrics = _last_metrics(run_dir)
   steps_done = max([*checkpoints, last_metrics.get("step", 0)], default=0)
+  is_frozen = config.stage == "finetune" and not config.trains_passage_tower  # then no index of it is ever stale
   report: dict[str, Any] = {
     "path": str(run_dir.path),
     "stage": config.stage,
@@ -36,7 +37,10 @@ def read_report(run_dir: RunDir) -> dict[str, Any]:
     "corpus": config.corpus,
     "checkpoints": _with_sizes(run_dir.checkpoints, checkpoints, run_dir, sizes),
     "exports": _with_sizes(run_dir.retriever, exports, run_dir, sizes),
-    "snapshots": [_snapshot(run_dir, v, steps_done, journal, checkpoints, sizes) for v in run_dir.snapshot_numbers()],
+    "snapshots": [
+      _snapshot(run_dir, v, None if is_frozen else steps_done, journal, checkpoints, sizes)
+      for v in run_dir.snapshot_numbers()
+    ],
     "adoptions": [{"step": step, "version": entry.version} for step, entry in sorted(journal.entries.items())],
     "damaged": [*(f"adoptions/{step}: {why}" for step, why in journal.damaged.items()),
                 *(f"damaged/{name}" for name in run_dir.files.names(run_dir.damaged))],
@@ -81,7 +85,7 @@ def _below(path, run_dir: RunDir, sizes: dict[str, int]) -> int:
 
 
 def _snapshot(
-  run_dir: RunDir, version: int, steps_done: int, journal: Journal, checkpoints: list[int], sizes: dict[str, int]
+  run_dir: RunDir, version: int, steps_done: int | None, journal: Journal, checkpoints: list[int], sizes: dict[str, int]
 ) -> dict[str, Any]:
   in_force = {step: max((s for s in journal.entries if s <= step), default=None) for step in checkpoints}
   found: dict[str, Any] = {
@@ -98,7 +102,8 @@ def _snapshot(
   except SnapshotError as error:
     return found | {"state": f"damaged ({error})"}
   step = manifest["params_step"]
-  return found | {"params_step": step, "age": steps_done - step, "searcher": manifest["searcher"]}
+  age = 0 if steps_done is None else steps_done - step
+  return found | {"params_step": step, "age": age, "searcher": manifest["searcher"]}
 
 
 def _last_metrics(run_dir: RunDir) -> dict[str, Any]:

@@ -63,6 +63,7 @@ def train(
     ValueError: the run directory belongs to another config or is not shared by all hosts, or the config has a number
       that is out of bounds, or doesn't fit the corpus or the devices.
     Preempted: SIGTERM came, and the run was saved, if a step was made.
+    KeyboardInterrupt: Ctrl-C came, and so was it.
   """
   from realm_jax.data.tasks import query_batches  # noqa: PLC0415 TensorFlow, which the indexer and `ask` do without
 
@@ -82,6 +83,8 @@ def train(
   # parameters there is no index. 4. Wait for an index.
   state, adoption = _start_or_resume(config, checkpoints, optimizer, store.vocabulary(), mesh)
   first_step = int(state.step)
+  if first_step:
+    log(_where_it_goes_on(first_step, config.num_steps, run_dir))
   if is_first():
     _claim(run_dir, config, is_to_go_on=first_step < config.num_steps)
   check_shared(run_dir)
@@ -117,7 +120,7 @@ def train(
       try:
         with preemption.interrupting():
           index = follower.adopt(step) if follower else None
-      except (TimeoutError, Preempted):
+      except (TimeoutError, Preempted, KeyboardInterrupt):
         save(step)
         checkpoints.wait()
         raise
@@ -138,7 +141,7 @@ def train(
         save(step + 1)  # after the line of its last step, which a resumed run does not write again
       if is_preempted:
         checkpoints.close()
-        raise Preempted(f"SIGTERM: saved at step {step + 1} of {config.num_steps}; start again to go on")
+        preemption.end(f"saved at step {step + 1} of {config.num_steps}; start again to go on")
 
   metrics_log.close()
   if follower:
@@ -173,6 +176,12 @@ def check_run_dir(config: ConfigDict, run_dir: RunDir) -> None:
       f"{f' (and {len(different) - 1} more fields differ)' if len(different) > 1 else ''}; "
       "use the same config to resume, or another --workdir"
     )
+
+
+def _where_it_goes_on(step: int, num_steps: int, run_dir: RunDir) -> str:
+  if step < num_steps:
+    return f"{run_dir.path} goes on from step {step} of {num_steps}"
+  return f"{run_dir.path} is at step {step} already; for more of them give a larger --config.num_steps"
 
 
 def _claim(run_dir: RunDir, config: ConfigDict, *, is_to_go_on: bool) -> None:

@@ -1,11 +1,13 @@
-"""A machine that is about to be taken away says so by SIGTERM: the run is saved, and ends."""
+"""A run that is asked to end is saved first: by SIGTERM, of a machine about to be taken away, or by Ctrl-C."""
 
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 import threading
 from collections.abc import Iterator
+from typing import Any, NoReturn
 
 import jax
 
@@ -13,29 +15,46 @@ from realm_jax.index.hosts import Preempted, is_preempted
 
 
 class Preemption:
-  """While it is entered, SIGTERM is kept for `is_due` instead of ending the process."""
+  """While it is entered, SIGTERM and Ctrl-C are kept for `is_due` instead of ending the process.
+
+  A second Ctrl-C ends it as ever. With several hosts JAX catches SIGTERM, and agrees with the others on a step; Ctrl-C
+  there is of one host alone, and left as it is.
+  """
 
   def __init__(self) -> None:
-    self._is_asked = self._may_interrupt = False
+    self._may_interrupt = False
+    self._signal: int | None = None  # that asked
+    self._previous: dict[int, Any] = {}
 
   def __enter__(self) -> Preemption:
-    # With several hosts JAX catches the signal, and agrees with the others on a step.
-    self._is_caught = jax.process_count() == 1 and threading.current_thread() is threading.main_thread()
-    if self._is_caught:
-      self._previous = signal.signal(signal.SIGTERM, self._note)
+    if jax.process_count() == 1 and threading.current_thread() is threading.main_thread():
+      self._previous[signal.SIGTERM] = signal.signal(signal.SIGTERM, self._note)
+      if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # a shell's background jobs ignore it
+        self._previous[signal.SIGINT] = signal.signal(signal.SIGINT, self._note)
     return self
 
   def __exit__(self, *exception: object) -> None:
-    if self._is_caught:
-      signal.signal(signal.SIGTERM, self._previous)
+    while self._previous:
+      signal.signal(*self._previous.popitem())
 
   def is_due(self) -> bool:
     """Whether to save now, and end; with several hosts all must ask at every step."""
-    return self._is_asked or is_preempted()
+    return self._signal is not None or is_preempted()
+
+  def end(self, saved: str) -> NoReturn:
+    """Ends the run that was asked to.
+
+    Raises:
+      KeyboardInterrupt: by Ctrl-C.
+      Preempted: by SIGTERM.
+    """
+    if self._signal == signal.SIGINT:
+      raise KeyboardInterrupt(saved)
+    raise Preempted(f"SIGTERM: {saved}")
 
   @contextlib.contextmanager
   def interrupting(self) -> Iterator[None]:
-    """Within, SIGTERM raises Preempted at once: for waiting."""
+    """Within, what asks to end raises Preempted or KeyboardInterrupt at once: for waiting."""
     self._may_interrupt = True
     try:
       yield
@@ -43,7 +62,12 @@ class Preemption:
       self._may_interrupt = False
 
   def _note(self, signum: int, frame: object) -> None:
-    self._is_asked = True
+    is_again = self._signal == signum == signal.SIGINT
+    self._signal = signum
+    if is_again:
+      raise KeyboardInterrupt
     if self._may_interrupt:
       self._may_interrupt = False
-      raise Preempted
+      self.end("start again to go on")
+    if signum == signal.SIGINT:
+      os.write(2, b"\nCtrl-C: the run is saved after this step; once more ends it at once\n")  # print may be at work

@@ -19,6 +19,7 @@ from realm_jax.data.passages import PassageStore
 from realm_jax.data.queries import QuerySource, QuestionSource, ReadSource, SentenceSource
 from realm_jax.data.questions import Question, read_questions
 from realm_jax.data.vocabulary import Vocabulary
+from realm_jax.index.hosts import is_first
 from realm_jax.index.neighbours import read_neighbours
 from realm_jax.index.retrieve import BatchAssembler, search
 from realm_jax.index.snapshot import Snapshot
@@ -115,6 +116,8 @@ def make_stage(
   objective, frozen = make_objective(config, len(vocabulary)), frozen_parameters(config)
   _check_fields(config, store)
   assembler = BatchAssembler(store, vocabulary, joint_length=config.joint_length)
+  if config.stage != "ict" and is_first() and (cut := assembler.what_is_cut(config.query_length)):
+    print(cut, file=sys.stderr)
   find = functools.partial(search, make_retriever(config.model, len(vocabulary)), put=put, fetch=fetch)
   draw = {"seed": config.seed, "query_length": config.query_length, "max_masks": config.max_masks}
   source: QuerySource
