@@ -13,6 +13,7 @@ from ml_collections import ConfigDict, config_flags
 from realm_jax.config import flat_fields, stored_config
 from realm_jax.index.run_dir import RunDir
 
+_CHECKOUT = pathlib.Path(__file__).parents[1]  # with configs/, where the package is not installed apart from it
 _KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
 
 
@@ -45,9 +46,13 @@ def read_config(source: str) -> ConfigDict:
 
 def _check_file(source: str) -> None:
   path = pathlib.Path(re.sub(r"(?<=\.py):.*", "", source))
-  if not path.is_file():
-    alike = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*.py")], 1)
-    raise FileNotFoundError(f"no config file {path}{f'; did you mean {path.parent / alike[0]}?' if alike else ''}")
+  if path.is_file():
+    return
+  meant = ""
+  for directory in (_CHECKOUT / path.parent, path.parent):  # the same one, if the path is absolute
+    if alike := difflib.get_close_matches(path.name, [p.name for p in directory.glob("*.py")], 1):
+      meant = f"; did you mean {directory / alike[0]}?"
+  raise FileNotFoundError(f"no config file {path}{meant}")
 
 
 def _choices(source: str) -> str:

@@ -58,6 +58,13 @@ def test_wrong_use(realm, arguments, message):
   assert err.startswith(f"realm config: {message}")
 
 
+def test_the_projects_configs_are_named_anywhere(realm, tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  status, _, err = realm("train", "--config=configs/demo.py:ict", "--workdir=x")
+  assert status == 2
+  assert err.startswith(f"realm train: no config file configs/demo.py; did you mean {CONFIGS}/demo.py?\n")
+
+
 @pytest.mark.parametrize(
   ("source", "message"),
   [
