@@ -26,13 +26,13 @@ from realm_jax.data.answers import has_answer
 from realm_jax.data.passages import PassageStore
 from realm_jax.data.queries import QuestionSource
 from realm_jax.data.questions import read_questions
-from realm_jax.index import snapshot as snapshots
 from realm_jax.index.bm25 import Bm25
 from realm_jax.index.params import restore_params
 from realm_jax.index.retrieve import BatchAssembler
 from realm_jax.index.run_dir import RunDir
 from realm_jax.model.losses import ict_loss
 from realm_jax.model.retriever import Retriever
+from realm_jax.serving.open_qa import OpenQA
 from realm_jax.training.stages import make_stage
 
 _FIRST = 10_000_000  # other sentences than training draws first
@@ -147,7 +147,7 @@ def main(argv: list[str]) -> None:
   store = PassageStore(config.corpus)
   vocabulary = store.vocabulary()
   stage = make_stage(config, store, vocabulary)
-  index = snapshots.load(run_dir, run_dir.snapshot_versions()[-1], store)
+  index = OpenQA.load(values.retriever).snapshot
   sources = {"retriever": run_dir, "reader": RunDir(values.reader)}
   params = jax.device_put({name: restore_params(source)[1][name] for name, source in sources.items()})
 

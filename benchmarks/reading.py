@@ -11,14 +11,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from realm_jax.config import make_reader, make_retriever, stored_config
+from realm_jax.config import make_reader, stored_config
 from realm_jax.data.mixing import masked_sentences
 from realm_jax.data.passages import PassageStore
-from realm_jax.index import snapshot as snapshots
 from realm_jax.index.bm25 import Bm25
 from realm_jax.index.params import restore_params
-from realm_jax.index.retrieve import BatchAssembler, choose_passages, search
+from realm_jax.index.retrieve import BatchAssembler, choose_passages
 from realm_jax.index.run_dir import RunDir
+from realm_jax.serving.open_qa import OpenQA
 
 _BATCH = 64
 _SEED = 777  # other sentences of the same passages than training draws first
@@ -61,11 +61,9 @@ def main() -> None:
   settings = {"query_length": reader_config.query_length, "max_masks": reader_config.max_masks}
   sentences = masked_sentences(store, masking="salient_span", mixture=flags.mixture, seed=_SEED, **settings)
   queries = sentences.draw(np.arange(num))
-  snapshot = snapshots.load(run_dir, run_dir.snapshot_versions()[-1], store)
-  retriever = make_retriever(config.model, len(vocabulary))
   k = flags.passages + 1  # one may be the sentence's own
   found = {
-    "retriever": search(retriever, restore_params(run_dir)[1]["retriever"], queries, snapshot, k)[1],
+    "retriever": OpenQA.load(flags.retriever).search(queries, k)[1],
     "BM25": Bm25(store).retrieve(_texts(queries, vocabulary), k)[1],
     "chance": np.random.default_rng(0).integers(0, len(store), (num, k)),
   }

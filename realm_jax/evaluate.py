@@ -55,6 +55,7 @@ from realm_jax.serving.evaluation_run import (
   report_cases,
   with_closed_book,
 )
+from realm_jax.serving.evaluation_summary import describe, format_table
 
 
 def define_flags(values: flags.FlagValues) -> None:
@@ -154,8 +155,9 @@ def main(values: flags.FlagValues, positional: list[str]) -> None:
     difference = summarize({name: scores[name] - score for name, score in their_scores.items()})
     result["compared"] = compared[1] | {"difference": difference}
   if evaluated and store:
-    _write(values, run_dir, result, store, questions, evaluated)
-  print(json.dumps(result))
+    for path in _write(values, run_dir, result, store, questions, evaluated):
+      print(f"written: {path}", file=sys.stderr)
+  print(describe(result) if sys.stdout.isatty() else json.dumps(result))
 
 
 def _check(values: flags.FlagValues) -> None:
@@ -280,10 +282,11 @@ def result_name(questions: str) -> str:
 def _write(
     values: flags.FlagValues, run_dir: RunDir | None, result: dict, store: PassageStore, questions: list[Question],
     evaluated: Evaluated,
-) -> None:  # fmt: skip
-  """The run's files, where there is a run, and the report, where it is asked for."""
+) -> list[epath.Path]:  # fmt: skip
+  """The run's files, where there is a run, and the report, where it is asked for; returns their paths."""
   other = "bm25." if values.bm25 else f"{RunDir(values.retriever).path.name}." if values.retriever else ""
   name = values.name or other + result_name(values.questions)
+  written = []
   if run_dir:
     contents = {
       "json": json.dumps(result, indent=2) + "\n",
@@ -298,61 +301,16 @@ def _write(
       contents["closed_book.jsonl"] = predictions_jsonl(questions, evaluated.closed_book)
     run_dir.evaluation.mkdir(parents=True, exist_ok=True)
     for suffix, content in contents.items():
-      run_dir.files.replace(run_dir.evaluation / f"{name}.{suffix}", content)
+      written.append(run_dir.evaluation / f"{name}.{suffix}")
+      run_dir.files.replace(written[-1], content)
   if values.report:
     metrics = run_dir.files.read(run_dir.metrics) if run_dir else None
     cases = report_cases(evaluated, store, questions)
     title = f"{name}, {values.workdir or values.corpus}"
     page = make_report(title, result, cases, metrics, over_null_B=answers_over_null(evaluated))
-    write_whole(epath.Path(values.report), page.encode())
-
-
-def _format(value: float | None) -> str:
-  return "-" if value is None else str(value) if isinstance(value, int) else f"{value:.1f}"
-
-
-def _index_use(run_dir: RunDir) -> dict[str, float]:
-  """Snapshots adopted, and the mean age of the one in force over all steps."""
-  if not run_dir.adoption_steps():
-    return {}
-  lines = [line for line in map(_metrics, (run_dir.files.read(run_dir.metrics) or b"").splitlines()) if line]
-  if not lines:
-    return {}
-  steps = [line["step"] for line in lines]
-  weights = [b - a for a, b in zip([0, *steps], steps)]
-  age = sum(line["index_age"] * w for line, w in zip(lines, weights)) / sum(weights)
-  return {"snapshots": len(run_dir.adoption_steps()), "mean_index_age": age}
-
-
-def _metrics(line: bytes) -> dict[str, float]:
-  """Of a step with an index; empty where the line is being written, or was when the run was killed."""
-  try:
-    metrics = json.loads(line)
-  except ValueError:
-    return {}
-  return metrics if "index_age" in metrics else {}
-
-
-def format_table(workdirs: list[str]) -> str:
-  """All results stored in runs, a line each."""
-  columns = [*(f"recall@{k}" for k in RECALL_AT), "exact_match", "f1", "snapshots", "mean_index_age"]
-  rows = []
-  for workdir in workdirs:
-    run_dir = RunDir(workdir)
-    names = [n for n in run_dir.files.names(run_dir.evaluation) if n.endswith(".json") and not n.endswith(".dpr.json")]
-    paths = [run_dir.evaluation / n for n in names]
-    if not paths:
-      raise FileNotFoundError(f"no results in {run_dir.evaluation}; make them with realm evaluate --workdir={workdir}")
-    for path in paths:
-      result = json.loads(path.read_text()) | ({} if path.name.startswith("bm25") else _index_use(run_dir))
-      cells = [_format(result.get(c)) for c in columns]
-      rows.append([f"{run_dir.path.name} {path.stem}", str(result["num_questions"]), *cells])
-  header = ["run, questions", "number", *columns]
-  widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]
-  return "\n".join(
-    "  ".join(cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths)))
-    for row in [header, *rows]
-  )
+    written.append(epath.Path(values.report))
+    write_whole(written[-1], page.encode())
+  return written
 
 
 if __name__ == "__main__":

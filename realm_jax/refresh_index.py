@@ -79,7 +79,7 @@ def refresh(values: flags.FlagValues) -> None:
   known = _reused(RunDir(values.reuse), store) if values.reuse else None
   num_published = embed_together(work, embedder(tower, store, settings, show, known=known), abstract_params)
   if num_published is not None:
-    print(f"{num_published} snapshots published in {run_dir.index}")
+    print(f"{num_published} snapshots published in {run_dir.index}{'' if num_published else ', which is up to date'}")
 
 
 def _reused(run_dir: RunDir, store: PassageStore) -> Known:
