@@ -30,13 +30,14 @@ class MetricsLog:
     peak_seconds: what a step takes at the devices' peak (see `cost.peak_seconds`), for "mfu".
     """
     self._writers, self._peak_seconds = writers, peak_seconds
-    self._run_dir, self._every, self._num_steps = run_dir, every, num_steps
+    self._run_dir, self._every, self._first_step, self._num_steps = run_dir, every, first_step, num_steps
     self._unwritten = ""
     self._pending: list[dict[str, Any]] = []
     self._since = time.monotonic()
     self._bar = tqdm.tqdm(
-      total=num_steps, initial=first_step, desc=stage, unit="step", mininterval=1.0, disable=not is_first()
-    )
+      total=num_steps, initial=first_step, desc=stage, unit="step", mininterval=1.0, disable=not is_first(),
+      postfix="compiling",
+    )  # fmt: skip
     if is_first():
       _drop_lines_after(run_dir, first_step)
 
@@ -44,6 +45,8 @@ class MetricsLog:
     """Takes the metrics of an update, the `step`-th: arrays on the device or numbers; num_tokens becomes a rate."""
     if not is_first():  # all have the same
       return
+    if step == self._first_step + 1:
+      self._bar.set_postfix_str("", refresh=False)
     self._pending.append(metrics)
     self._bar.update()
     if step % self._every == 0 or step == self._num_steps:
