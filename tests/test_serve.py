@@ -182,7 +182,9 @@ def test_what_is_not_a_question_gets_422_and_a_remedy(serve, body, message):
 def test_a_form_of_another_page_is_no_question(serve):
   """Browsers let any page send text/plain, but JSON only with this server's consent, which it never gives."""
   body = '{"question": "x"}'
-  assert serve().post("/api/ask", content=body, headers={"Content-Type": "text/plain"}).status_code == 422
+  response = serve().post("/api/ask", content=body, headers={"Content-Type": "text/plain"})
+  assert response.status_code == 422
+  assert response.json()["error"].startswith("the body is read as JSON with the header  Content-Type: application/json")
   asked = {"Origin": "http://evil.example", "Access-Control-Request-Method": "POST"}
   response = serve().options("/api/ask", headers=asked)
   assert response.status_code == 405 and "access-control-allow-origin" not in response.headers
