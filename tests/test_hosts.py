@@ -241,22 +241,21 @@ def test_a_coordinator_that_is_not_there_is_an_error(corpus):
   assert "this host did not find the others in 3 s (coordinator 127.0.0.1:" in output
 
 
-@pytest.mark.parametrize(
-  "signum, status, said",
-  [(signal.SIGTERM, 75, "realm train: SIGTERM: "), (signal.SIGINT, 130, "realm train: stopped: ")],
-)
-def test_sigterm_and_ctrl_c_save_and_end_with_a_status_of_their_own(corpus, ctrl_c, signum, status, said):
-  run = corpus.parent / signum.name
+def test_sigterm_and_ctrl_c_save_and_end_with_a_status_of_their_own(corpus, ctrl_c):
+  run = corpus.parent / "preempted"
   flags = ["--config.init=", "--config.num_passages=3", "--config.index.refresh=inline",
            "--config.index.export_every=2", "--config.checkpoint.every=1000"]  # fmt: skip
-  process = train("pretrain", corpus, run, *flags, "--config.num_steps=100000", wait=False)
-  wait_for_step(run, 3, [process])
-  process.send_signal(signum)
-  (ended_with,), (output,) = ended([process], timeout=60)
-  assert ended_with == status, output
-  step = RunDir(run).checkpoint_steps()[-1]
-  assert f"{said}saved at step {step} of 100000; start again to go on" in output
-  assert lines_of(run)[-1]["step"] == step
+  step = 0
+  for signum, expected in ((signal.SIGTERM, (75, "SIGTERM: ")), (signal.SIGINT, (130, "stopped: "))):
+    process = train("pretrain", corpus, run, *flags, "--config.num_steps=100000", wait=False)
+    wait_for_step(run, step + 3, [process])
+    process.send_signal(signum)
+    (status,), (output,) = ended([process], timeout=60)
+    assert (f"{run} goes on from step {step} of 100000\n" in output) == (step > 0)
+    step = RunDir(run).checkpoint_steps()[-1]
+    assert status == expected[0], output
+    assert f"realm train: {expected[1]}saved at step {step} of 100000; start again to go on" in output
+    assert lines_of(run)[-1]["step"] == step
   train("pretrain", corpus, run, *flags, f"--config.num_steps={step + 1}")
   assert [line["step"] for line in lines_of(run)] == list(range(1, step + 2))
 

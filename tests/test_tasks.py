@@ -1,6 +1,10 @@
 """The seqio tasks: numbered examples in, rows of a QueryBatch out, from any step on."""
 
 import itertools
+import os
+import pathlib
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -13,6 +17,7 @@ from realm_jax.data.queries import MaskedSentenceSource, QuestionSource, Sentenc
 from realm_jax.data.questions import Question
 from realm_jax.data.tasks import Numbers, make_mixture, make_task, query_batches
 
+ROOT = pathlib.Path(__file__).parents[1]
 OPTIONS = {"seed": 5, "query_length": 24, "max_masks": 4}
 
 
@@ -25,6 +30,16 @@ def take(source, num_batches: int, **options) -> list[QueryBatch]:
   batches = list(itertools.islice(query_batches("queries", source, **options), num_batches))
   assert len(batches) == num_batches
   return batches
+
+
+def test_tensorflow_is_quiet_where_jax_was_imported_first():
+  """JAX sets the variable too, to a level at which TensorFlow complains of each machine without a GPU."""
+  code = "import jax; import realm_jax.data.tasks; import os; print(os.environ['TF_CPP_MIN_LOG_LEVEL'])"
+  environment = {name: value for name, value in os.environ.items() if name != "TF_CPP_MIN_LOG_LEVEL"}
+  for given, expected in (({}, "3"), ({"TF_CPP_MIN_LOG_LEVEL": "0"}, "0")):
+    command = [sys.executable, "-c", code]
+    result = subprocess.run(command, env=environment | given, cwd=ROOT, text=True, stdout=subprocess.PIPE, check=True)
+    assert result.stdout.splitlines()[-1] == expected
 
 
 def test_numbers_start_anywhere_and_are_dealt_to_shards():
