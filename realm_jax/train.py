@@ -3,8 +3,9 @@
   realm train --config=configs/ict.py --config.corpus=corpora/mine --workdir=runs/ict
 
 Any field of the config can be set as --config.a.b=value. A run that was stopped goes on from its newest checkpoint when
-it is started again; Ctrl-C saves one first. pretrain and finetune wait for an index: run  realm refresh_index --workdir=...  beside them.
---config.tensorboard=True, --wandb and --profile show more of a run: docs/inspect.md.
+it is started again; Ctrl-C saves one first. pretrain and finetune wait for an index: run
+realm refresh_index --workdir=...  beside them. --config.tensorboard=True, --wandb and --profile show more of a run:
+docs/inspect.md.
 """
 
 from __future__ import annotations
