@@ -34,6 +34,10 @@ _CHUNK = 64  # questions between two updates of the progress bar
 def define_flags(values: flags.FlagValues) -> None:
   flags.DEFINE_string("workdir", None, "A fine-tuned run directory.", required=True, flag_values=values)
   flags.DEFINE_string("checkpoint", None, "Its step, or best [the newest].", flag_values=values)
+  flags.DEFINE_integer(
+    "num_passages", None, "Passages to read for each question [the config's num_inference_passages].", 1,
+    flag_values=values,
+  )  # fmt: skip
   flags.DEFINE_string("questions", None, "A file of questions, answered in its order.", flag_values=values)
   flags.DEFINE_float(
     "no_answer_above", None, "Say that there is no answer where the null passage is more probable than this [never].",
@@ -52,7 +56,7 @@ def main(values: flags.FlagValues, positional: list[str]) -> None:
   if not all(question.strip() for question in positional):
     raise ValueError('an empty question; give one, such as "Who discovered radium?", or none to be asked for it')
   questions = questions_of(values.questions) if values.questions else positional
-  open_qa = OpenQA.load(values.workdir, values.checkpoint)
+  open_qa = OpenQA.load(values.workdir, values.checkpoint, num_passages=values.num_passages)
   open_qa.check_no_answer(values.no_answer_above)
   form = functools.partial(format_json if values.json else format_answer, no_answer_above=values.no_answer_above)
   if not questions:

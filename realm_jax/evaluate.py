@@ -91,6 +91,10 @@ def define_flags(values: flags.FlagValues) -> None:
     "num_answers", 1, "Answers to a question in the file of predictions, each from another passage; the first counts.",
     1, flag_values=values,
   )  # fmt: skip
+  flags.DEFINE_integer(
+    "num_passages", None, "Passages to read for each question [the config's num_inference_passages].", 1,
+    flag_values=values,
+  )  # fmt: skip
   flags.DEFINE_bool("retrieval_only", False, "Measure recall alone.", flag_values=values)
   flags.DEFINE_string(
     "predictions", None, "Score these predictions, a jsonl file, without a model.", flag_values=values
@@ -134,7 +138,9 @@ def main(values: flags.FlagValues, positional: list[str]) -> None:
   if values.every_checkpoint:
     if not (run_dir and reads):
       raise ValueError("--every_checkpoint compares answers: give a fine-tuned run, without --retrieval_only")
-    result["exact_match_of_step"] = choose_checkpoint(run_dir, questions, values.questions, regex=regex)
+    result["exact_match_of_step"] = choose_checkpoint(
+      run_dir, questions, values.questions, regex=regex, num_passages=values.num_passages
+    )
     checkpoint = "best"
   evaluated = None
   if values.predictions:
@@ -155,8 +161,7 @@ def main(values: flags.FlagValues, positional: list[str]) -> None:
     difference = summarize({name: scores[name] - score for name, score in their_scores.items()})
     result["compared"] = compared[1] | {"difference": difference}
   if evaluated and store:
-    for path in _write(values, run_dir, result, store, questions, evaluated):
-      print(f"written: {path}", file=sys.stderr)
+    _write(values, run_dir, result, store, questions, evaluated)
   print(describe(result) if sys.stdout.isatty() else json.dumps(result))
 
 
@@ -182,6 +187,8 @@ def _check(values: flags.FlagValues) -> None:
     raise ValueError("--closed_book needs a reader: give a pre-trained or fine-tuned --workdir, without --predictions")
   if values.answerable and not (values.corpus or values.workdir):
     raise ValueError("--answerable needs the corpus: give --corpus or --workdir")
+  if values.num_passages and (values.predictions or values.retrieval_only or not values.workdir):
+    raise ValueError("--num_passages are what a reader reads: give a fine-tuned --workdir, or leave it out")
   if not all(k.isdecimal() and int(k) > 0 for k in values.recall_at):
     raise ValueError(f"--recall_at={','.join(values.recall_at)}: give numbers of passages, as 1,5,20")
   if values.report:
@@ -209,12 +216,13 @@ def _only_answerable(store: PassageStore, questions: list[Question], regex: bool
 
 
 def choose_checkpoint(
-  run_dir: RunDir, questions: list[Question], name: str, *, regex: bool = False
+  run_dir: RunDir, questions: list[Question], name: str, *, regex: bool = False, num_passages: int | None = None
 ) -> dict[int, float]:
   """Lets every kept checkpoint answer, and writes the run's best.json: the earliest one with the best exact match.
 
   Args:
     name: what the questions are called in best.json.
+    num_passages: as `OpenQA.load` takes it.
 
   Returns:
     Exact match of each step, in percent.
@@ -223,9 +231,8 @@ def choose_checkpoint(
 
   exact_match = {}
   for step in run_dir.checkpoint_steps():
-    predictions = [
-      answer.text for answer in OpenQA.load(run_dir.path, str(step)).answer([q.question for q in questions])
-    ]
+    open_qa = OpenQA.load(run_dir.path, str(step), num_passages=num_passages)
+    predictions = [answer.text for answer in open_qa.answer([q.question for q in questions])]
     exact_match[step] = summarize(answer_scores(predictions, questions, regex=regex))["exact_match"]
     print(f"checkpoint {step}: exact match {exact_match[step]}", file=sys.stderr)
   best = max(exact_match, key=lambda step: exact_match[step])
@@ -244,7 +251,7 @@ def _evaluate(
   if reads or values.closed_book or not values.bm25:
     from realm_jax.serving.open_qa import OpenQA  # noqa: PLC0415 so that --help is quick
 
-    open_qa = OpenQA.load(values.workdir, checkpoint)
+    open_qa = OpenQA.load(values.workdir, checkpoint, num_passages=values.num_passages)
     open_qa.check_no_answer(values.no_answer_above)
     facts |= {"params_step": open_qa.snapshot.params_step, "checkpoint": open_qa.step}
   retriever: Retrieves = open_qa if open_qa and not values.bm25 else Bm25(store)
@@ -260,7 +267,7 @@ def _evaluate(
   if open_qa and values.closed_book:
     filled_in = tqdm.tqdm(open_qa.closed_book_answers([q.question for q in questions]), "closed book", len(questions))
     evaluated = with_closed_book(evaluated, list(filled_in), questions, regex=regex)
-  return evaluated, facts | ({"selective": evaluated.selective} if reader else {})
+  return evaluated, facts | ({"num_passages": evaluated.num_read, "selective": evaluated.selective} if reader else {})
 
 
 def _other_retriever(workdir: str, store: PassageStore) -> Retrieves:
@@ -282,11 +289,10 @@ def result_name(questions: str) -> str:
 def _write(
     values: flags.FlagValues, run_dir: RunDir | None, result: dict, store: PassageStore, questions: list[Question],
     evaluated: Evaluated,
-) -> list[epath.Path]:  # fmt: skip
-  """The run's files, where there is a run, and the report, where it is asked for; returns their paths."""
+) -> None:  # fmt: skip
+  """The run's files, where there is a run, and the report, where it is asked for; says where they are."""
   other = "bm25." if values.bm25 else f"{RunDir(values.retriever).path.name}." if values.retriever else ""
   name = values.name or other + result_name(values.questions)
-  written = []
   if run_dir:
     contents = {
       "json": json.dumps(result, indent=2) + "\n",
@@ -301,16 +307,15 @@ def _write(
       contents["closed_book.jsonl"] = predictions_jsonl(questions, evaluated.closed_book)
     run_dir.evaluation.mkdir(parents=True, exist_ok=True)
     for suffix, content in contents.items():
-      written.append(run_dir.evaluation / f"{name}.{suffix}")
-      run_dir.files.replace(written[-1], content)
+      run_dir.files.replace(run_dir.evaluation / f"{name}.{suffix}", content)
+    print(f"{run_dir.evaluation} has {', '.join(f'{name}.{suffix}' for suffix in contents)}", file=sys.stderr)
   if values.report:
     metrics = run_dir.files.read(run_dir.metrics) if run_dir else None
     cases = report_cases(evaluated, store, questions)
     title = f"{name}, {values.workdir or values.corpus}"
     page = make_report(title, result, cases, metrics, over_null_B=answers_over_null(evaluated))
-    written.append(epath.Path(values.report))
-    write_whole(written[-1], page.encode())
-  return written
+    write_whole(epath.Path(values.report), page.encode())
+    print(f"{values.report} shows all questions", file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -26,6 +26,10 @@ _MAX_CONNECTIONS = 512  # what is asked on more gets 503 at once
 def define_flags(values: flags.FlagValues) -> None:
   flags.DEFINE_string("workdir", None, "A run directory with an index.", required=True, flag_values=values)
   flags.DEFINE_string("checkpoint", None, "Its step, or best [the newest].", flag_values=values)
+  flags.DEFINE_integer(
+    "num_passages", None, "Passages to read for each question [the config's num_inference_passages].", 1,
+    flag_values=values,
+  )  # fmt: skip
   flags.DEFINE_string("host", "127.0.0.1", "The address to listen on.", flag_values=values)
   flags.DEFINE_integer("port", 8080, "The port; 0 takes a free one.", 0, 65_535, flag_values=values)
   flags.DEFINE_list(
@@ -61,9 +65,11 @@ def main(values: flags.FlagValues, positional: list[str]) -> None:
     raise ImportError(f"realm serve needs {error.name}:  pip install 'realm_jax[serve]'") from error
   listening = listen(values.host, values.port)
   # Before the run is loaded: what comes meanwhile is newer.
-  following = follower.RunFollower(values.workdir, values.checkpoint, log=lambda line: print(line, file=sys.stderr))
+  following = follower.RunFollower(
+    values.workdir, values.checkpoint, lambda line: print(line, file=sys.stderr), num_passages=values.num_passages
+  )
   app = web.create_app(
-    open_qa.OpenQA.load(values.workdir, values.checkpoint),
+    open_qa.OpenQA.load(values.workdir, values.checkpoint, num_passages=values.num_passages),
     allowed_hosts=tuple(hosts),
     limits=web.Limits(values.requests_per_second, values.max_waiting, values.timeout),
     exact=values.exact,

@@ -32,7 +32,7 @@ def open_qa(workdir):
 def realm_ask(capsys, monkeypatch, open_qa, workdir):
   """Runs the verb on a run that was loaded once."""
   monkeypatch.delenv("REALM_DEBUG", raising=False)
-  monkeypatch.setattr(ask.OpenQA, "load", lambda workdir, checkpoint: open_qa)
+  monkeypatch.setattr(ask.OpenQA, "load", lambda workdir, checkpoint, num_passages: open_qa)
 
   def run(*arguments, stdin=""):
     monkeypatch.setattr(sys, "stdin", io.StringIO(stdin))

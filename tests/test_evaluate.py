@@ -108,9 +108,9 @@ def test_a_corpus_without_the_answers_is_reported(files, sample_store, capsys):
 class Reader:
   """A run's retriever and reader: finds the first passages, and marks the first word of the first."""
 
-  def __init__(self, store, checkpoint):
+  def __init__(self, store, checkpoint, num_passages=None):
     self.store, self.step = store, int({None: 30, "best": 20}.get(checkpoint, checkpoint))
-    self.config = types.SimpleNamespace(num_passages=2)
+    self.config = types.SimpleNamespace(num_passages=num_passages or 2)
     self.snapshot = types.SimpleNamespace(params_step=7)
 
   def retrieve(self, questions, k):
@@ -147,9 +147,10 @@ RUNS = {"run": Reader, "other": OtherRetriever}
 
 @pytest.fixture
 def run(files, sample_store, monkeypatch):
-  monkeypatch.setattr(
-    OpenQA, "load", lambda workdir, checkpoint: RUNS[pathlib.Path(workdir).name](sample_store, checkpoint)
-  )
+  def load(workdir, checkpoint, **options):
+    return RUNS[pathlib.Path(workdir).name](sample_store, checkpoint, **options)
+
+  monkeypatch.setattr(OpenQA, "load", load)
   run_dir = RunDir(files / "run")
   run_dir.write_config({"stage": "finetune", "corpus": str(sample_store.path), "model": {"max_span_width": 10}})
   run_dir.metrics.write_text('{"step": 1, "loss": 2.0}\n')
@@ -184,6 +185,15 @@ def test_further_answers_in_the_file_of_predictions(run, files):
   assert lines[0]["further_answers"][0]["probability"] == pytest.approx(0.1) and lines[0]["probability"] == 0.6
 
 
+def test_more_passages_are_read_for_the_asking(run, files, capsys):
+  command = ["evaluate", f"--workdir={run.path}", f"--questions={files / 'q.jsonl'}", "--num_passages=30"]
+  assert cli.run(command) == 0
+  result = json.loads(capsys.readouterr().out)
+  assert (result["num_passages"], result["reader_oracle"]) == (30, result["recall@20"])
+  assert cli.run([*command, "--retrieval_only"]) == 1
+  assert "--num_passages are what a reader reads" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("flags", [[], ["--bm25"]])
 def test_a_fine_tuned_run_leaves_its_files(run, files, sample_store, capsys, flags):
   report = files / "new" / "report.html"
@@ -195,6 +205,7 @@ def test_a_fine_tuned_run_leaves_its_files(run, files, sample_store, capsys, fla
   assert run.files.names(run.evaluation) == [f"{name}.{suffix}" for suffix in suffixes]
   assert json.loads((run.evaluation / f"{name}.json").read_text()) == result
   assert (result["exact_match"], result["params_step"], result["num_longer_than_any_span"]) == (33.33, 7, 1)
+  assert result["num_passages"] == 2
   assert sum(result["outcomes"].values()) == 3 and result["outcomes"]["not in the corpus"] >= 1
   assert "reader_oracle" in result and "recall@30" in result and "recall@5" not in result
   questions = [r.question for r in read_records(run.evaluation / f"{name}.dpr.json")]

@@ -77,6 +77,8 @@ def test_more_passages_may_be_read_than_in_training(run, field, expected):
   open_qa = OpenQA.load(run.path)
   assert open_qa.published.timestamp() == int(run.snapshot_commit(open_qa.snapshot.version).stat().mtime)
   assert open_qa.config.num_passages == expected
+  asked = OpenQA.load(run.path, num_passages=9)
+  assert len(asked.answers(["Who painted the Mona Lisa?"])[0]) == asked.config.num_passages == 9
 
 
 @pytest.mark.skipif(jax.default_backend() == "gpu", reason="on a GPU it is cuDNN's kernel, for 16 bits only")

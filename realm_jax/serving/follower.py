@@ -12,9 +12,10 @@ from realm_jax.serving.open_qa import OpenQA
 class RunFollower:
   """Finds out what is newer, and loads it. Only what has changed since the last look is tried."""
 
-  def __init__(self, workdir, checkpoint: str | None, log: Callable[[str], None]):
-    """checkpoint: as `OpenQA.load` takes it; a step stays, and only its index is followed."""
+  def __init__(self, workdir, checkpoint: str | None, log: Callable[[str], None], *, num_passages: int | None = None):
+    """checkpoint, num_passages: as `OpenQA.load` takes them; a step stays, and only its index is followed."""
     self._run_dir, self._checkpoint, self._log = RunDir(workdir), checkpoint, log
+    self._num_passages = num_passages
     self._seen = self._state()
     self._reason = ""
 
@@ -24,7 +25,8 @@ class RunFollower:
       state = self._state()
       if state == self._seen:
         return None
-      newer = OpenQA.load(self._run_dir.path, self._checkpoint, beside_others=True)
+      path, num_passages = self._run_dir.path, self._num_passages
+      newer = OpenQA.load(path, self._checkpoint, num_passages=num_passages, beside_others=True)
       self._seen, self._reason = state, ""
     except OSError as error:  # of a bucket, or of a snapshot that is deleted meanwhile: tried again
       self._say(f"the run can't be looked at, and is tried again: {error}")

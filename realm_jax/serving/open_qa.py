@@ -90,13 +90,16 @@ class OpenQA:
     self.assembler = BatchAssembler(store, vocabulary, joint_length=config.joint_length)
 
   @classmethod
-  def load(cls, workdir, checkpoint: str | None = None, *, beside_others: bool = False) -> OpenQA:
+  def load(
+    cls, workdir, checkpoint: str | None = None, *, num_passages: int | None = None, beside_others: bool = False
+  ) -> OpenQA:
     """Loads a checkpoint of a run and the newest snapshot that its passage tower made.
 
     A damaged snapshot is left out, with a line on stderr; another one says if passages are too long for the reader.
 
     Args:
       checkpoint: a step; "best", as realm evaluate --every_checkpoint found it; None: the newest.
+      num_passages: that are read for each question; None: as many as the config says.
       beside_others: other threads go on meanwhile; see `snapshots.load`.
 
     Raises:
@@ -106,7 +109,7 @@ class OpenQA:
     """
     run_dir = RunDir(workdir)
     config = stored_config(run_dir.read_config())
-    config.num_passages = config.num_inference_passages or config.num_passages
+    config.num_passages = num_passages or config.num_inference_passages or config.num_passages
     store = PassageStore(config.corpus)
     step, params = restore_params(run_dir, _step_of(run_dir, checkpoint))
     snapshot = _snapshot_of(run_dir, step, params, config, store, beside_others=beside_others)
