@@ -25,7 +25,9 @@ train_with_indexer() {
   indexer=$!
   trap 'kill $indexer 2>/dev/null || true' EXIT
   realm train --config="configs/demo.py:$name" --config.corpus="$demo/corpus" --workdir="$workdir" "$@" || status=$?
-  if [[ $status -ne 0 ]]; then
+  if [[ $status -eq 130 || $status -eq 75 ]]; then # Ctrl-C and SIGTERM: it is saved
+    exit "$status"
+  elif [[ $status -ne 0 ]]; then
     echo "training failed; the indexer said:" >&2
     tail -n 5 "$workdir/indexer.log" >&2
     exit "$status"

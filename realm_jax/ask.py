@@ -57,6 +57,7 @@ def main(values: flags.FlagValues, positional: list[str]) -> None:
     raise ValueError('an empty question; give one, such as "Who discovered radium?", or none to be asked for it')
   questions = questions_of(values.questions) if values.questions else positional
   open_qa = OpenQA.load(values.workdir, values.checkpoint, num_passages=values.num_passages)
+  open_qa.warn_of_cut_passages()
   open_qa.check_no_answer(values.no_answer_above)
   form = functools.partial(format_json if values.json else format_answer, no_answer_above=values.no_answer_above)
   if not questions:

@@ -45,14 +45,14 @@ def read_config(source: str) -> ConfigDict:
 
 
 def _check_file(source: str) -> None:
-  path = pathlib.Path(re.sub(r"(?<=\.py):.*", "", source))
+  path = pathlib.Path(name := re.sub(r"(?<=\.py):.*", "", source))
   if path.is_file():
     return
-  meant = ""
-  for directory in (_CHECKOUT / path.parent, path.parent):  # the same one, if the path is absolute
-    if alike := difflib.get_close_matches(path.name, [p.name for p in directory.glob("*.py")], 1):
-      meant = f"; did you mean {directory / alike[0]}?"
-  raise FileNotFoundError(f"no config file {path}{meant}")
+  meant: list[pathlib.Path] = []
+  for directory in (path.parent, _CHECKOUT / path.parent):  # the same one, if the path is absolute
+    alike = difflib.get_close_matches(path.name, [p.name for p in directory.glob("*.py")], 1)
+    meant = [directory / alike[0]] if alike and (not meant or alike[0] == path.name) else meant
+  raise FileNotFoundError(f"no config file {path}{f'; did you mean {meant[0]}{source[len(name) :]}?' if meant else ''}")
 
 
 def _choices(source: str) -> str:

@@ -124,6 +124,8 @@ def main(values: flags.FlagValues, positional: list[str]) -> None:
   reads = can_read and not values.retrieval_only
   if values.no_answer_above is not None and not reads:
     raise ValueError("--no_answer_above is for answers: give a fine-tuned run, without --retrieval_only")
+  if values.num_passages and not reads:
+    raise ValueError("--num_passages are for a reader: give a fine-tuned run, without --retrieval_only")
   if values.compare and not (reads or values.predictions):
     raise ValueError("--compare needs answers: give a fine-tuned run without --retrieval_only, or --predictions")
   if store and values.answerable:
@@ -187,8 +189,6 @@ def _check(values: flags.FlagValues) -> None:
     raise ValueError("--closed_book needs a reader: give a pre-trained or fine-tuned --workdir, without --predictions")
   if values.answerable and not (values.corpus or values.workdir):
     raise ValueError("--answerable needs the corpus: give --corpus or --workdir")
-  if values.num_passages and (values.predictions or values.retrieval_only or not values.workdir):
-    raise ValueError("--num_passages are what a reader reads: give a fine-tuned --workdir, or leave it out")
   if not all(k.isdecimal() and int(k) > 0 for k in values.recall_at):
     raise ValueError(f"--recall_at={','.join(values.recall_at)}: give numbers of passages, as 1,5,20")
   if values.report:
@@ -236,7 +236,10 @@ def choose_checkpoint(
     exact_match[step] = summarize(answer_scores(predictions, questions, regex=regex))["exact_match"]
     print(f"checkpoint {step}: exact match {exact_match[step]}", file=sys.stderr)
   best = max(exact_match, key=lambda step: exact_match[step])
-  content = {"step": best, "exact_match_of_step": exact_match, "questions": name, "num_questions": len(questions)}
+  content = {
+    "step": best, "exact_match_of_step": exact_match, "questions": name, "num_questions": len(questions),
+    "num_passages": open_qa.config.num_passages,
+  }  # fmt: skip
   run_dir.files.replace(run_dir.best, json.dumps(content, indent=2) + "\n")
   return exact_match
 
@@ -253,6 +256,8 @@ def _evaluate(
 
     open_qa = OpenQA.load(values.workdir, checkpoint, num_passages=values.num_passages)
     open_qa.check_no_answer(values.no_answer_above)
+    if reads:
+      open_qa.warn_of_cut_passages()
     facts |= {"params_step": open_qa.snapshot.params_step, "checkpoint": open_qa.step}
   retriever: Retrieves = open_qa if open_qa and not values.bm25 else Bm25(store)
   if values.retriever:
@@ -292,7 +297,8 @@ def _write(
 ) -> None:  # fmt: skip
   """The run's files, where there is a run, and the report, where it is asked for; says where they are."""
   other = "bm25." if values.bm25 else f"{RunDir(values.retriever).path.name}." if values.retriever else ""
-  name = values.name or other + result_name(values.questions)
+  more = f"{values.num_passages}passages." if values.num_passages else ""
+  name = values.name or other + more + result_name(values.questions)
   if run_dir:
     contents = {
       "json": json.dumps(result, indent=2) + "\n",

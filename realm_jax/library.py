@@ -45,6 +45,7 @@ from realm_jax.model.retriever import passage_tower_params
 from realm_jax.serving.open_qa import OpenQA
 from realm_jax.training.checkpoint import Checkpoints
 from realm_jax.training.loop import check_run_dir, train
+from realm_jax.weights.names import QUERY_TOWER
 from realm_jax.weights.run_config import run_config
 from realm_jax.weights.source import read_weights
 
@@ -54,8 +55,7 @@ Document = tuple[str, str] | Mapping[str, str]  # (title, text), or {"title", "t
 class _Model(NamedTuple):
   """What the two calls start from."""
 
-  step: int
-  params: dict[str, Any]
+  read: Callable[[], tuple[int, dict[str, Any]]]  # the step, and the parameters
   config: Callable[[PassageStore], ConfigDict]  # of a run over other passages
   vocabulary: Vocabulary
   passage_length: int
@@ -74,28 +74,34 @@ def open_qa(model: str, documents: Iterable[Document], *, workdir: str) -> OpenQ
     workdir: a run directory to write, with the corpus in it, or one that this call has begun.
 
   Raises:
-    FileExistsError: workdir holds another run, or one of other documents or of another model.
-    FileNotFoundError: the model has no checkpoint, or its corpus, whose vocabulary is taken, is gone.
-    ValueError: there is no document with text, or one of another form; or weights can't be read.
+    FileExistsError: workdir holds another run, or one of other documents or of other parameters, as of a model that was
+      trained on since.
+    FileNotFoundError: the model's corpus, whose vocabulary is taken, is gone.
+    ValueError: there is no document with text, or one of another form; there is no model, or it can't be read; or
+      workdir's run has other settings.
   """
   source, run_dir = _read_model(model, workdir), RunDir(workdir)
   store = _own_corpus(run_dir, documents, source)
-  config, step, params = source.config(store), source.step, source.params
+  config = source.config(store)
   check_run_dir(config, run_dir)
+  step, params = source.read()
+  has_checkpoint = bool(run_dir.checkpoint_steps())
+  if has_checkpoint and tree_digest(restore_params(run_dir)[1]) != tree_digest(params):
+    raise FileExistsError(f"{workdir} was made of other parameters than {model} has now; choose another workdir")
   run_dir.write_config(config.to_dict())
-  if not run_dir.checkpoint_steps():
+  if not has_checkpoint:
     checkpoints = Checkpoints(run_dir, keep=1)
     checkpoints.save_params(step, params)
     checkpoints.close()
-  elif tree_digest(restore_params(run_dir)[1]) != tree_digest(params):
-    raise FileExistsError(f"{workdir} was made of other parameters than {model} has now; choose another workdir")
   if not run_dir.is_done():
     tower_params = passage_tower_params(params["retriever"])
     tower, vocabulary = make_tower(config.model, store.description["vocabulary_size"]), store.vocabulary()
     emb_ND = embed_passages(tower, tower_params, store, vocabulary, batch_size=config.index.batch_size)
     publish(run_dir, emb_ND, store, params_step=step, params_digest=tree_digest(tower_params))
     run_dir.files.replace(run_dir.done, "done\n")
-  return OpenQA.load(workdir)
+  loaded = OpenQA.load(workdir)
+  loaded.warn_of_cut_passages()
+  return loaded
 
 
 def finetune(
@@ -153,24 +159,24 @@ def _read_model(model: str, workdir: str) -> _Model:
   if RunDir(workdir).config.exists() and not (RunDir(workdir).path / "documents.jsonl").exists():
     raise FileExistsError(f"{workdir} is in use; open what is there with OpenQA.load, or choose another workdir")
   run_dir = RunDir(model)
-  if run_dir.config.exists():
+  if run_dir.checkpoints.exists():
     config = stored_config(run_dir.read_config())
-    step, params = restore_params(run_dir)
     like = PassageStore(config.corpus)
 
     def over(store: PassageStore) -> ConfigDict:
       config.corpus = str(store.path)
       return config
 
-    return _Model(step, params, over, like.vocabulary(), like.passage_length)
+    return _Model(lambda: restore_params(run_dir), over, like.vocabulary(), like.passage_length)
   weights = read_weights(model)
   if weights.vocabulary is None:
     raise ValueError(f"{model} has no vocabulary; put its vocab.txt there, so that the documents can be read with it")
+  if QUERY_TOWER not in weights.parts:
+    raise ValueError(f"{model} has no retriever; train one with  realm train --config.init={model}  and give that run")
   reading = paper_config("finetune").to_dict() | weights.reading
   joint_length = min(reading["joint_length"], weights.complete_model()["max_length"])
   return _Model(
-    0,
-    weights.tree(),
+    lambda: (0, weights.tree()),
     lambda store: run_config(weights, store),
     weights.vocabulary,
     joint_length - reading["query_length"],  # so that the reader sees the whole of a passage
@@ -236,7 +242,14 @@ def _own_corpus(run_dir: RunDir, documents: Iterable[Document], model: _Model) -
       str(articles), path, vocabulary=model.vocabulary, passage_length=model.passage_length,
       tagger=make_tagger("rules"),
     )  # fmt: skip
-  return PassageStore(path)
+  store = PassageStore(path)
+  length = store.passage_length
+  if store.description["vocabulary_digest"] != model.vocabulary.digest or length != model.passage_length:
+    raise FileExistsError(
+      f"{path} was built for another model (passages of {length} wordpieces, now {model.passage_length}, or another "
+      "vocabulary); choose another workdir"
+    )
+  return store
 
 
 def _article(document: Document, number: int) -> dict[str, str]:

@@ -62,7 +62,10 @@ def test_the_projects_configs_are_named_anywhere(realm, tmp_path, monkeypatch):
   monkeypatch.chdir(tmp_path)
   status, _, err = realm("train", "--config=configs/demo.py:ict", "--workdir=x")
   assert status == 2
-  assert err.startswith(f"realm train: no config file configs/demo.py; did you mean {CONFIGS}/demo.py?\n")
+  assert err.startswith(f"realm train: no config file configs/demo.py; did you mean {CONFIGS}/demo.py:ict?\n")
+  (tmp_path / "configs").mkdir()
+  (tmp_path / "configs" / "demo2.py").touch()
+  assert realm("train", "--config=configs/demo.py:ict", "--workdir=x")[2] == err
 
 
 @pytest.mark.parametrize(

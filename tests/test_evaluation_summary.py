@@ -11,7 +11,12 @@ RESULT = {
   "skipped": "1 with no answer (line 2)",
   "checkpoint": 40,
   "outcomes": {"right": 1, "not read": 2},
-  "selective": {"answered": 100.0, "exact_match_of_surest": {"25": 50.0, "50": 33.33}, "null_auc": None},
+  "selective": {
+    "answered": 100.0,
+    "exact_match_of_surest": {"25": 50.0, "50": 33.33},
+    "exact_match_answered": None,
+    "null_auc": 0.7312,
+  },
   "recall@20": 100.0,
   "exact_match": 33.33,
   "interval_95": {"recall@20": [100.0, 100.0], "exact_match": [0.0, 66.67]},
@@ -22,12 +27,16 @@ def test_a_result():
   assert describe(RESULT).splitlines() == [
     "num_questions 3, skipped 1 with no answer (line 2), checkpoint 40",
     "outcomes: right 1, not read 2",
-    "selective: answered 100.0, exact_match_of_surest@25 50.0, exact_match_of_surest@50 33.3",
+    "selective: answered 100.0, exact_match_of_surest@25 50.0, exact_match_of_surest@50 33.33, null_auc 0.7312",
     "",
     "             percent   95 % interval",
     "recall@20      100.0  100.0 to 100.0",
     "exact_match     33.3     0.0 to 66.7",
   ]
+
+
+def test_what_there_is_none_of_is_left_out():
+  assert describe(RESULT | {"skipped": ""}).startswith("num_questions 3, checkpoint 40\n")
 
 
 def test_a_comparison():

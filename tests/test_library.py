@@ -3,6 +3,7 @@
 import json
 import re
 
+import hf_files
 import jax
 import pytest
 from tiny_runs import write_run
@@ -93,13 +94,21 @@ def test_a_workdir_is_not_written_twice(runs):
 def test_what_was_begun_is_made_once(runs, monkeypatch):
   first = library.open_qa("runs/finetune", DOCUMENTS, workdir="runs/again")
   answers = first.answer(["Who found neon?"])
-  (RunDir("runs/again").done).unlink()  # as if it had been stopped before its index was there
-  assert library.open_qa("runs/finetune", DOCUMENTS, workdir="runs/again").answer(["Who found neon?"]) == answers
+  run_dir = RunDir("runs/again")
+  for lost in ([], [run_dir.index], [run_dir.index, run_dir.checkpoints, run_dir.config]):
+    for path in [run_dir.done, *lost]:  # as if it had been stopped before these were there
+      path.rmtree() if path.is_dir() else path.unlink()
+    assert library.open_qa("runs/finetune", DOCUMENTS, workdir="runs/again").answer(["Who found neon?"]) == answers
+    assert run_dir.is_done()
   monkeypatch.setattr(library, "embed_passages", None)
   assert library.open_qa("runs/finetune", DOCUMENTS, workdir="runs/again").answer(["Who found neon?"]) == answers
   assert RunDir("runs/again").snapshot_versions() == [1]
   with pytest.raises(FileExistsError, match="holds others than those given; give the same ones to go on, or another"):
     library.open_qa("runs/finetune", DOCUMENTS[:1], workdir="runs/again")
+  with pytest.raises(
+    FileExistsError, match="again/corpus was built for another model .passages of 256 wordpieces, now 176"
+  ):
+    library.open_qa("realm-tiny", DOCUMENTS, workdir="runs/again")
   monkeypatch.setattr(library, "restore_params", lambda run_dir: other_params(restore_params(run_dir), run_dir))
   with pytest.raises(FileExistsError, match="runs/again was made of other parameters than runs/finetune has now"):
     library.open_qa("runs/finetune", DOCUMENTS, workdir="runs/again")
@@ -111,22 +120,29 @@ def other_params(restored, run_dir):
   return (step, jax.tree.map(lambda x: x + 1, params)) if run_dir.path.name == "finetune" else restored
 
 
-def test_the_model_that_comes_with_the_package_reads_documents(tmp_path):
+def test_the_model_that_comes_with_the_package_reads_documents(tmp_path, realm):
   documents = [("Radium", "Marie Curie discovered radium in 1898. " * 40), ("Neon", "William Ramsay found neon.")]
   open_qa = library.open_qa("realm-tiny", documents, workdir=str(tmp_path / "mine"))
   assert open_qa.store.passage_length == 176 and open_qa.config.joint_length == 240
   assert len(open_qa.store) > 2 and open_qa.vocabulary.digest == read_weights("realm-tiny").vocabulary.digest
-  assert open_qa.answer(["Who found neon?"])[0].text == "William Ramsay"
-  assert OpenQA.load(tmp_path / "mine").answer(["Who found neon?"]) == open_qa.answer(["Who found neon?"])
-  settings = {"num_steps": 1, "batch_size": 1}
+  (answer,) = open_qa.answer(["Who found neon?"])
+  assert answer.text == "William Ramsay"
+  assert realm("convert", "--input=realm-tiny", "--to=hf", f"--output={tmp_path}/hf")[0] == 0
   taught = library.finetune(
-    "realm-tiny",
-    documents,
-    [("Who found neon?", "William Ramsay")],
-    workdir=str(tmp_path / "taught"),
-    settings=settings,
-  )
+    f"{tmp_path}/hf", documents, [("Who found neon?", "William Ramsay")], workdir=str(tmp_path / "taught"),
+    settings={"num_steps": 1, "batch_size": 1},
+  )  # fmt: skip
   assert taught.step == 1 and taught.config.model.hidden_size == 128
+  assert taught.store.content_digest == open_qa.store.content_digest
+
+
+def test_weights_without_a_retriever_are_refused_before_anything_is_made(tmp_path):
+  hf_files.write(tmp_path / "bert", hf_files.random(0, hf_files.bert_shapes()), hf_files.CONFIG)
+  with pytest.raises(ValueError, match="bert has no retriever; train one with  realm train --config.init=.*bert  and"):
+    library.open_qa(str(tmp_path / "bert"), DOCUMENTS, workdir=str(tmp_path / "mine"))
+  with pytest.raises(ValueError, match="holds no weights: neither a run's"):
+    library.open_qa(str(tmp_path / "berd"), DOCUMENTS, workdir=str(tmp_path / "mine"))
+  assert not (tmp_path / "mine").exists()
 
 
 QUESTIONS = [("Who discovered radium?", "Marie and Pierre Curie"), ("Who found neon?", "Ramsay")]

@@ -30,12 +30,12 @@ def test_a_checkpoint_comes_with_its_index(run):
     assert (open_qa.step, open_qa.snapshot.params_step) == (step, step)
 
 
-def test_loading_says_what_the_reader_can_not_see(run, tmp_path, capsys):
-  OpenQA.load(run.path)
+def test_a_run_says_what_its_reader_can_not_see(run, tmp_path, capsys):
+  OpenQA.load(run.path).warn_of_cut_passages()
   assert capsys.readouterr().err == ""
   run = RunDir(shutil.copytree(run.path, tmp_path / "run"))
   run.write_config(run.read_config() | {"joint_length": 64, "query_length": 32})
-  OpenQA.load(run.path)
+  OpenQA.load(run.path).warn_of_cut_passages()
   assert "the 31 wordpieces that the reader sees of them" in capsys.readouterr().err
 
 

@@ -10,18 +10,29 @@ from unittest import mock
 import jax
 import pytest
 from absl import flags
-from tiny_runs import tiny_config
+from tiny_runs import tiny_config, write_run
 
 from realm_jax import refresh_index
 from realm_jax.index import hosts
+from realm_jax.index import snapshot as snapshots
 from realm_jax.index.hosts import Preempted, decided_by_first
+from realm_jax.index.journal import read_journal
 from realm_jax.index.run_dir import RunDir
 from realm_jax.training import loop
 from realm_jax.training.checkpoint import Restored
-from realm_jax.training.preemption import Preemption
+from realm_jax.training.preemption import Interrupted, Preemption
 
 
-def test_in_its_first_wait_a_run_has_nothing_to_save(sample_store, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+  ("signum", "raised", "message"),
+  [
+    (signal.SIGTERM, Preempted, "^SIGTERM: start again to go on$"),
+    (signal.SIGINT, Interrupted, "^start again to go on$"),
+  ],
+)
+def test_in_its_first_wait_a_run_has_nothing_to_save(
+  sample_store, tmp_path, monkeypatch, ctrl_c, signum, raised, message
+):
   """With parameters and exports of which nothing is compiled or written."""
   state = types.SimpleNamespace(step=0, params=None)
   exports = mock.Mock(**{"newest_step.return_value": None})
@@ -36,15 +47,37 @@ def test_in_its_first_wait_a_run_has_nothing_to_save(sample_store, tmp_path, mon
   def log(line):
     lines.append(line)
     if line.startswith("waiting for the first snapshot"):
-      threading.Timer(0.5, os.kill, [os.getpid(), signal.SIGTERM]).start()
+      threading.Timer(0.5, os.kill, [os.getpid(), signum]).start()
 
   started = time.monotonic()
-  with pytest.raises(Preempted, match="^SIGTERM: start again to go on$") as error:
+  with pytest.raises(raised, match=message):
     loop.train(config, run_dir, log=log)
-  assert error.value.exit_status == 75
   assert time.monotonic() - started < 60 < config.index.timeout
   assert run_dir.checkpoint_steps() == [] and not run_dir.is_done()
   assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+
+
+def test_in_a_later_wait_the_steps_are_saved(sample_store, tmp_path, monkeypatch, ctrl_c):
+  run_dir = write_run(tmp_path / "run", sample_store, stage="pretrain", steps=(0,), done=False)
+  snapshot = snapshots.load(run_dir, 1, sample_store)
+  adoption = read_journal(run_dir).entries[0]
+  started = time.monotonic()
+
+  def adopt(step):
+    if step == 2:
+      threading.Timer(0.2, os.kill, [os.getpid(), signal.SIGINT]).start()
+      time.sleep(60)
+    return snapshot
+
+  follower = types.SimpleNamespace(adopt=adopt, age=lambda step: 0.0, adoption=adoption, snapshot=snapshot)
+  monkeypatch.setattr(loop, "_follow", lambda *arguments: follower)
+  run_dir = RunDir(tmp_path / "waits")
+  config = tiny_config("pretrain", sample_store)
+  config.update(num_steps=9, batch_size=len(jax.devices()))
+  with pytest.raises(Interrupted, match="^saved at step 2 of 9; start again to go on$"):
+    loop.train(config, run_dir)
+  assert time.monotonic() - started < 60
+  assert run_dir.checkpoint_steps() == [2] and not run_dir.is_done()
 
 
 def test_a_second_ctrl_c_ends_at_once(ctrl_c, capfd):
@@ -52,12 +85,14 @@ def test_a_second_ctrl_c_ends_at_once(ctrl_c, capfd):
     assert not preemption.is_due()
     os.kill(os.getpid(), signal.SIGINT)
     assert preemption.is_due()
-    assert "Ctrl-C: the run is saved after this step; once more ends it at once" in capfd.readouterr().err
-    with pytest.raises(KeyboardInterrupt):
+    assert "Ctrl-C: the run is saved and ends, after this step" in capfd.readouterr().err
+    with pytest.raises(Interrupted, match="^saved$"):
+      preemption.end("saved")
+    os.kill(os.getpid(), signal.SIGTERM)
+    with pytest.raises(KeyboardInterrupt) as error:
       os.kill(os.getpid(), signal.SIGINT)
       time.sleep(10)
-    with pytest.raises(KeyboardInterrupt, match="^saved$"):
-      preemption.end("saved")
+    assert error.type is KeyboardInterrupt
   assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 

@@ -20,7 +20,7 @@ def describe(result: Mapping[str, Any]) -> str:
   lines += [f"{name}: {_listed(part)}" for name, part in parts.items() if part]
   rows = [["", "percent", "95 % interval", *(["difference", "95 % interval"] if difference else [])]]
   for name, interval in result["interval_95"].items():
-    rows.append([name, _format(result[name]), _interval(interval)])
+    rows.append([name, f"{result[name]:.1f}", _interval(interval)])
     if name in difference:
       rows[-1] += [f"{difference[name]:+.1f}", _interval(difference["interval_95"][name])]
   return "\n".join([*lines, "", *_aligned(rows)])
@@ -33,7 +33,7 @@ def _listed(values: Mapping[str, Any]) -> str:
     for name, value in values.items()
     for k, v in (value.items() if isinstance(value, Mapping) else [("", value)])
   }
-  return ", ".join(f"{name} {_format(value)}" for name, value in flat.items() if value is not None)
+  return ", ".join(f"{name} {value}" for name, value in flat.items() if value not in (None, ""))
 
 
 def _interval(interval: Sequence[float]) -> str:

@@ -95,7 +95,7 @@ class OpenQA:
   ) -> OpenQA:
     """Loads a checkpoint of a run and the newest snapshot that its passage tower made.
 
-    A damaged snapshot is left out, with a line on stderr; another one says if passages are too long for the reader.
+    A damaged snapshot is left out, with a line on stderr.
 
     Args:
       checkpoint: a step; "best", as realm evaluate --every_checkpoint found it; None: the newest.
@@ -113,15 +113,17 @@ class OpenQA:
     store = PassageStore(config.corpus)
     step, params = restore_params(run_dir, _step_of(run_dir, checkpoint))
     snapshot = _snapshot_of(run_dir, step, params, config, store, beside_others=beside_others)
-    reader = cls(config, store, store.vocabulary(), params, snapshot, step, _published(run_dir, snapshot.version))
-    if reader.can_read and not beside_others and (cut := reader.assembler.what_is_cut(config.query_length)):
-      print(cut, file=sys.stderr)
-    return reader
+    return cls(config, store, store.vocabulary(), params, snapshot, step, _published(run_dir, snapshot.version))
 
   @property
   def can_read(self) -> bool:
     """Whether the reader has learnt to mark answers."""
     return self.config.stage == "finetune"
+
+  def warn_of_cut_passages(self) -> None:
+    """Says on stderr how many passages are too long for the reader, if there are any, and it can read."""
+    if self.can_read and (cut := self.assembler.what_is_cut(self.config.query_length)):
+      print(cut, file=sys.stderr)
 
   def check_no_answer(self, no_answer_above: float | None) -> None:
     """Raises ValueError where "no answer" is asked for, and the run has not learnt to say it."""

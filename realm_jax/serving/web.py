@@ -154,8 +154,8 @@ async def _refused(_: Request, error: Any) -> JSONResponse:
 
 async def _invalid(request: Request, error: Any) -> JSONResponse:
   what = "; ".join(f"{'.'.join(map(str, e['loc'][1:])) or 'body'}: {e['msg']}" for e in error.errors())
-  if "json" not in request.headers.get("Content-Type", ""):
-    what = "the body is read as JSON with the header  Content-Type: application/json  alone"
+  if "json" not in request.headers.get("Content-Type", "").lower():
+    what += "; the body is read as JSON if the header  Content-Type: application/json  is there"
   return problem(422, f"{what}. What may be asked is in /openapi.json")
 
 

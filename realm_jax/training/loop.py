@@ -28,7 +28,7 @@ from realm_jax.training.joint_adoption import Follower, make_follower
 from realm_jax.training.metrics import MetricsLog
 from realm_jax.training.metrics_writers import MetricsWriter, TensorBoard, WeightsAndBiases
 from realm_jax.training.optimizer import configured_optimizer
-from realm_jax.training.preemption import Preemption
+from realm_jax.training.preemption import Interrupted, Preemption
 from realm_jax.training.profiling import Profile
 from realm_jax.training.sharding import ROWS, placed, state_sharding, step_mesh
 from realm_jax.training.stages import Stage, make_stage
@@ -120,9 +120,11 @@ def train(
       try:
         with preemption.interrupting():
           index = follower.adopt(step) if follower else None
-      except (TimeoutError, Preempted, KeyboardInterrupt):
+      except (TimeoutError, Preempted, Interrupted):
         save(step)
         checkpoints.wait()
+        if preemption.is_asked:
+          preemption.end(_where_it_was_saved(step, config.num_steps))
         raise
       batch = stage.make_batch(next(queries), state.params, index)
       with jax.set_mesh(mesh):
@@ -141,7 +143,7 @@ def train(
         save(step + 1)  # after the line of its last step, which a resumed run does not write again
       if is_preempted:
         checkpoints.close()
-        preemption.end(f"saved at step {step + 1} of {config.num_steps}; start again to go on")
+        preemption.end(_where_it_was_saved(step + 1, config.num_steps))
 
   metrics_log.close()
   if follower:
@@ -182,6 +184,10 @@ def _where_it_goes_on(step: int, num_steps: int, run_dir: RunDir) -> str:
   if step < num_steps:
     return f"{run_dir.path} goes on from step {step} of {num_steps}"
   return f"{run_dir.path} is at step {step} already; for more of them give a larger --config.num_steps"
+
+
+def _where_it_was_saved(step: int, num_steps: int) -> str:
+  return f"saved at step {step} of {num_steps}; start again to go on"
 
 
 def _claim(run_dir: RunDir, config: ConfigDict, *, is_to_go_on: bool) -> None:

@@ -36,7 +36,7 @@ class MetricsLog:
     self._since = time.monotonic()
     self._bar = tqdm.tqdm(
       total=num_steps, initial=first_step, desc=stage, unit="step", mininterval=1.0, disable=not is_first(),
-      postfix="compiling",
+      postfix="compiling" if first_step < num_steps else None,
     )  # fmt: skip
     if is_first():
       _drop_lines_after(run_dir, first_step)

@@ -13,6 +13,15 @@ import jax
 
 from realm_jax.index.hosts import Preempted, is_preempted
 
+_NOTICE = (
+  b"\nCtrl-C: the run is saved and ends, after this step and the refresh of the index if one runs; "
+  b"once more ends it at once\n"
+)
+
+
+class Interrupted(KeyboardInterrupt):
+  """Ctrl-C while the run waits; see `Preemption.interrupting`."""
+
 
 class Preemption:
   """While it is entered, SIGTERM and Ctrl-C are kept for `is_due` instead of ending the process.
@@ -22,7 +31,7 @@ class Preemption:
   """
 
   def __init__(self) -> None:
-    self._may_interrupt = False
+    self._may_interrupt = self._is_interrupted = False
     self._signal: int | None = None  # that asked
     self._previous: dict[int, Any] = {}
 
@@ -37,24 +46,29 @@ class Preemption:
     while self._previous:
       signal.signal(*self._previous.popitem())
 
+  @property
+  def is_asked(self) -> bool:
+    """Whether a signal asked to end; with several hosts `is_due` alone knows."""
+    return self._signal is not None
+
   def is_due(self) -> bool:
     """Whether to save now, and end; with several hosts all must ask at every step."""
-    return self._signal is not None or is_preempted()
+    return self.is_asked or is_preempted()
 
-  def end(self, saved: str) -> NoReturn:
+  def end(self, what: str) -> NoReturn:
     """Ends the run that was asked to.
 
     Raises:
-      KeyboardInterrupt: by Ctrl-C.
+      Interrupted: by Ctrl-C.
       Preempted: by SIGTERM.
     """
     if self._signal == signal.SIGINT:
-      raise KeyboardInterrupt(saved)
-    raise Preempted(f"SIGTERM: {saved}")
+      raise Interrupted(what)
+    raise Preempted(f"SIGTERM: {what}")
 
   @contextlib.contextmanager
   def interrupting(self) -> Iterator[None]:
-    """Within, what asks to end raises Preempted or KeyboardInterrupt at once: for waiting."""
+    """Within, what asks to end raises Preempted or Interrupted at once: for waiting."""
     self._may_interrupt = True
     try:
       yield
@@ -62,12 +76,13 @@ class Preemption:
       self._may_interrupt = False
 
   def _note(self, signum: int, frame: object) -> None:
-    is_again = self._signal == signum == signal.SIGINT
+    if signum == signal.SIGINT:
+      if self._is_interrupted:
+        raise KeyboardInterrupt
+      self._is_interrupted = True
+      with contextlib.suppress(OSError):  # of a closed stderr; not print, which may be at work
+        os.write(2, _NOTICE)
     self._signal = signum
-    if is_again:
-      raise KeyboardInterrupt
     if self._may_interrupt:
       self._may_interrupt = False
       self.end("start again to go on")
-    if signum == signal.SIGINT:
-      os.write(2, b"\nCtrl-C: the run is saved after this step; once more ends it at once\n")  # print may be at work

@@ -28,5 +28,7 @@ def download(hub_id: str) -> pathlib.Path:
       path = pathlib.Path(huggingface_hub.snapshot_download(hub_id, allow_patterns=_TEXT + _TORCH))
   except (OSError, ValueError, RuntimeError) as error:  # what it raises depends on the version, but is one of these
     reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-    raise WeightsError(f"no directory {hub_id}, and the hub gave no model of that name ({reason}); {remedy}") from error
+    raise WeightsError(
+      f"no run or directory {hub_id}, and the hub gave no model of that name ({reason}); {remedy}"
+    ) from error
   return path
