@@ -17,6 +17,7 @@ from tiny_runs import write_run
 
 from realm_jax import cli, library
 from realm_jax.data.sample import SAMPLE_PASSAGES, SAMPLE_QUESTIONS
+from realm_jax.serving.open_qa import OpenQA
 
 ROOT = pathlib.Path(__file__).parent.parent
 RUN = "run"
@@ -202,11 +203,24 @@ def test_inspection(run):
 
 
 def test_what_is_shown_of_the_library_is_its_docstring():
-  """Which tests/test_library.py runs."""
-  blocks = re.findall(r"^```python\n(.*?)^```", text_of(ROOT / "docs" / "inspect.md"), re.MULTILINE | re.DOTALL)
-  shown = [line for block in blocks for line in block.splitlines() if line]
-  assert len(shown) == 8
-  assert set(shown) <= {line.strip() for line in library.__doc__.splitlines()}
+  """Which tests/test_library.py runs, and OpenQA's too."""
+  shown = [line for block in python_blocks(ROOT / "docs" / "inspect.md") for line in block.splitlines() if line]
+  assert len(shown) == 10
+  known = {line.strip() for line in [*library.__doc__.splitlines(), *OpenQA.__doc__.splitlines()]}
+  assert set(shown[:-1]) <= known and shown[-1] == 'reader = OpenQA.load("runs/mine")'
+
+
+def python_blocks(path):
+  return re.findall(r"^```python\n(.*?)^```", text_of(path), re.MULTILINE | re.DOTALL)
+
+
+def test_documents_are_read_in_four_lines_of_python(tmp_path, monkeypatch, capsys):
+  (code,) = python_blocks(ROOT / "README.md")
+  (card,) = python_blocks(ROOT / "realm_jax" / "weights" / "tiny" / "README.md")
+  assert code == card
+  monkeypatch.chdir(tmp_path)
+  exec(compile(code, "README.md", "exec"), {})  # noqa: S102
+  assert capsys.readouterr().out == "William Ramsay\n"
 
 
 def test_conversion(run, world, monkeypatch):

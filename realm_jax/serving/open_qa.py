@@ -66,6 +66,8 @@ class OpenQA:
 
   To ask it:
 
+    from realm_jax.serving.open_qa import OpenQA
+
     reader = OpenQA.load("runs/finetune")
     answer = reader.answer(["Who discovered radium?"])[0]
     print(answer.text, answer.probability, answer.marked())
