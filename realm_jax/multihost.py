@@ -139,7 +139,7 @@ def _end(error: BaseException, heir: subprocess.Popen) -> None:
   """Ends this process at once: leaving in order would wait for hosts that may be gone."""
   import jax  # noqa: PLC0415 as above
 
-  text = str(error)
+  text = str(error) or type(error).__name__
   if isinstance(error, jax.errors.JaxRuntimeError):
     text = f"{text.splitlines()[0][:200]}: if that speaks of a connection, another host was lost; {_GOES_ON}"
   if os.environ.get("REALM_DEBUG"):
