@@ -261,7 +261,8 @@ def test_the_readmes_loop_on_own_documents(tmp_path):
   readme = text_of(ROOT / "README.md")
   (tmp_path / "configs").symlink_to(ROOT / "configs")
   write_texts(tmp_path)
-  block = next(b for b in re.findall(r"^```\n(.*?)^```", readme, re.MULTILINE | re.DOTALL) if "realm ask --" in b)
+  blocks = re.findall(r"^```(?:python)?\n(.*?)^```", readme, re.MULTILINE | re.DOTALL)
+  block = next(b for b in blocks if "realm ask --" in b)
   script, num_replaced = re.subn("--config.num_steps=500", "--config.num_steps=2 --config.batch_size=4", block)
   assert num_replaced == 3 and len(commands("README.md")) == 8
   out = shell(script, tmp_path)

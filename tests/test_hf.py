@@ -308,7 +308,7 @@ def test_models_of_the_hub_come_by_their_id(tmp_path, monkeypatch):
   assert [hub_id for hub_id, _ in asked] == ["somebody/bert-tiny"]
   assert not any(pattern.endswith(".bin") for pattern in asked[0][1])
   message = (
-    r"^no directory nobody/nothing, .* \(cannot reach the hub\); check the name, or get the files elsewhere \(hf"
+    r"^no run or directory nobody/nothing, .* \(cannot reach the hub\); check the name, or get the files elsewhere \(hf"
   )
   with pytest.raises(WeightsError, match=message):
     read_weights("nobody/nothing")
