@@ -28,7 +28,7 @@ def get_config(name):
     config.update(num_steps=1, num_passages=1, beam_size=1, reads_annotated_passages=False)
     config.optimizer.learning_rate = 0.0
   elif name == "reader":
-    config.update(num_steps=1000, beam_size=20)
+    config.update(num_steps=600, beam_size=20)
     config.optimizer.learning_rate = 1e-4
     config.optimizer.retriever_scale = 0.0
     config.optimizer.warmup_steps = 50

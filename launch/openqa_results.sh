@@ -49,7 +49,7 @@ corpus "$runs/data/train_passages.jsonl" "$runs/train_corpus" --whole
 # MiniLM as it is; then it learns to read.
 training before --config.corpus="$runs/corpus" --config.questions="$runs/data/train.jsonl" --config.init="$MINILM"
 [ -e "$runs/reading/real.jsonl" ] ||
-  python launch/tiny_questions.py "$runs/reading" --squad "$SQUAD" --hotpotqa "$HOTPOTQA"
+  python launch/tiny_questions.py "$runs/reading" --squad "$SQUAD" --hotpotqa "$HOTPOTQA" --num_hotpotqa=4000
 corpus "$runs/reading/articles.jsonl" "$runs/reading_corpus"
 training reader --config.corpus="$runs/reading_corpus" --config.questions="$runs/reading/real.jsonl" --config.init="$MINILM"
 training finetune --config.corpus="$runs/train_corpus" --config.questions="$runs/data/train.jsonl" --config.init="$runs/reader"

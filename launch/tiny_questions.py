@@ -20,7 +20,9 @@ _NUM_ARTICLES = 6000  # lead sections; with those of the questions about 35,000 
 _SHORTEST, _LONGEST, _LONGEST_ANSWER = 8, 60, 8  # wordpieces of a cloze question's sentence and of its answer
 
 
-def write_articles(squad: str, hotpotqa: str | None, leads: str | None, output: pathlib.Path) -> None:
+def write_articles(
+  squad: str, hotpotqa: str | None, leads: str | None, output: pathlib.Path, num_hotpotqa: int | None = None
+) -> None:
   """articles.jsonl, and real.jsonl with the questions whose passages are in it."""
   questions, passages = [], {}
   for line in open(squad, encoding="utf-8"):
@@ -30,7 +32,7 @@ def write_articles(squad: str, hotpotqa: str | None, leads: str | None, output: 
       if question["answers"]:
         answers = sorted({answer["text"] for answer in question["answers"]})
         questions.append({"question": question["question"], "answer": answers, "annotated": [name]})
-  for line in open(hotpotqa, encoding="utf-8") if hotpotqa else ():
+  for line in itertools.islice(open(hotpotqa, encoding="utf-8"), num_hotpotqa) if hotpotqa else ():
     record = json.loads(line)
     names = [
       passages.setdefault((passage["title"], passage["text"]), f"hotpotqa-{len(passages)}")
@@ -91,6 +93,7 @@ def main() -> None:
   parser.add_argument("output", type=pathlib.Path, help="directory to write to")
   parser.add_argument("--squad", help="jsonl: title, context, questions with their answers")
   parser.add_argument("--hotpotqa", help="jsonl: question, answer, passages with title and text")
+  parser.add_argument("--num_hotpotqa", type=int, help="that many of HotpotQA's questions alone [all]")
   parser.add_argument("--leads", help="jsonl.xz of articles")
   parser.add_argument("--corpus", help="built from articles.jsonl: then the questions are written, else articles.jsonl")
   parser.add_argument("--rounds", type=int, default=1, help="with --corpus: times that each passage is asked about")
@@ -100,7 +103,7 @@ def main() -> None:
   if flags.corpus:
     write_questions(flags.corpus, flags.output, flags.rounds, flags.cloze)
   elif flags.squad:
-    write_articles(flags.squad, flags.hotpotqa, flags.leads, flags.output)
+    write_articles(flags.squad, flags.hotpotqa, flags.leads, flags.output, flags.num_hotpotqa)
   else:
     parser.error("give --squad, or --corpus")
 
