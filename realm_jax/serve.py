@@ -69,8 +69,6 @@ def main(values: flags.FlagValues, positional: list[str]) -> None:
     values.workdir, values.checkpoint, lambda line: print(line, file=sys.stderr), num_passages=values.num_passages
   )
   loaded = open_qa.OpenQA.load(values.workdir, values.checkpoint, num_passages=values.num_passages)
-  if values.num_passages and not loaded.can_read:
-    raise ValueError("--num_passages are for a reader: give a fine-tuned run")
   loaded.warn_of_cut_passages()
   app = web.create_app(
     loaded,

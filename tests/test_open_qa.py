@@ -30,6 +30,15 @@ def test_a_checkpoint_comes_with_its_index(run):
     assert (open_qa.step, open_qa.snapshot.params_step) == (step, step)
 
 
+def test_a_run_that_can_not_read_takes_no_number_of_passages(sample_store, tmp_path):
+  run = write_run(tmp_path / "run", sample_store, stage="pretrain", steps=(0,))
+  assert not OpenQA.load(run.path).can_read
+  with pytest.raises(
+    ValueError, match="^num_passages=9 are for a reader to read; give a fine-tuned run, or leave it out$"
+  ):
+    OpenQA.load(run.path, num_passages=9)
+
+
 def test_a_run_says_what_its_reader_can_not_see(run, tmp_path, capsys):
   OpenQA.load(run.path).warn_of_cut_passages()
   assert capsys.readouterr().err == ""

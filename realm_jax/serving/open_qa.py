@@ -107,10 +107,12 @@ class OpenQA:
     Raises:
       FileNotFoundError: no checkpoint, corpus or index.
       SnapshotError: no index was made by this checkpoint's passage tower.
-      ValueError: no such name of a checkpoint.
+      ValueError: no such name of a checkpoint, or num_passages for a run that has not learnt to answer.
     """
     run_dir = RunDir(workdir)
     config = stored_config(run_dir.read_config())
+    if num_passages and config.stage != "finetune":
+      raise ValueError(f"num_passages={num_passages} are for a reader to read; give a fine-tuned run, or leave it out")
     config.num_passages = num_passages or config.num_inference_passages or config.num_passages
     store = PassageStore(config.corpus)
     step, params = restore_params(run_dir, _step_of(run_dir, checkpoint))
